@@ -1,0 +1,1 @@
+"""Neural tangent kernels to work with."""
