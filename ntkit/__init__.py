@@ -1,1 +1,22 @@
-"""Neural tangent kernels to work with."""
+"""Neural tangent kernels to work with: see the README and `docs/`.
+
+`import ntkit` also makes `import neural_tangents` work on the installed JAX.
+"""
+
+from ntkit import _neural_tangents as _neural_tangents
+from ntkit import regression
+from ntkit.architectures import Architecture, conv, convnet, fc, myrtle
+from ntkit.kernels import Kernel, from_stax, nngp, ntk
+
+__all__ = [
+    "Architecture",
+    "Kernel",
+    "conv",
+    "convnet",
+    "fc",
+    "from_stax",
+    "myrtle",
+    "nngp",
+    "ntk",
+    "regression",
+]

@@ -1,0 +1,435 @@
+"""The one door to neural-tangents: make release 0.6.5, the last one, import and work on today's JAX.
+
+Importing this module changes what neural-tangents sees when it asks for ``jax`` or ``scipy``, and nothing else: a
+finder on ``sys.meta_path`` loads the files of neural-tangents with an ``__import__`` of their own, which answers with
+*views*. A view is a module that passes every attribute through to the real one, except for the names that left JAX
+or SciPy or changed their meaning. The real modules stay as they are, so nothing else in the process notices.
+
+Names do for most of the library. Structured derivatives read JAX's internals more deeply, and there a few functions
+of ``neural_tangents._src.empirical`` are replaced after it has run, by ones written on JAX's public API.
+
+neural-tangents takes a while to import, so this module does not: write ``from ntkit import _neural_tangents as nt``
+and use ``nt.stax``, ``nt.predict`` and so on; the first attribute imports it. Its ``experimental`` subpackage, which
+needs TensorFlow, is imported by whoever first asks for it.
+"""
+
+import builtins
+import contextlib
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# CI runs the tests at both ends; pyproject.toml states the same range.
+OLDEST_JAX = (0, 6)
+FIRST_UNTRIED_JAX = (0, 13)
+
+
+def _check_jax_version(version: str) -> None:
+    found = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if not OLDEST_JAX <= found < FIRST_UNTRIED_JAX:
+        oldest, untried = (".".join(map(str, bound)) for bound in (OLDEST_JAX, FIRST_UNTRIED_JAX))
+        raise ImportError(
+            f"ntkit works with jax>={oldest},<{untried}, and this is jax {version}. "
+            f"Install one that works: pip install 'jax>={oldest},<{untried}'"
+        )
+
+
+# What neural-tangents sees.
+
+
+class _View(ModuleType):
+    """A module that stands in for ``real`` with some names replaced or added."""
+
+    def __init__(self, name: str, real: ModuleType | None, names: Mapping[str, Any]) -> None:
+        super().__init__(name)
+        self.__dict__.update(names)
+        self.__dict__["_real"] = real
+
+    def __getattr__(self, name: str) -> Any:
+        if self._real is None:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(self._real, name)
+
+
+@functools.cache
+def _views() -> dict[str, _View]:
+    """Build every view, by the name of the module it stands in for."""
+    import scipy
+    import scipy.linalg
+    from jax.extend import core as extend
+    from jax.interpreters import ad
+
+    views: dict[str, _View] = {}
+
+    def view(name: str, real: ModuleType | None, **names: Any) -> _View:
+        views[name] = _View(name, real, names)
+        return views[name]
+
+    core = view(
+        "jax.core",
+        jax.core,
+        **{name: getattr(extend, name) for name in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")},
+        DShapedArray=type("DShapedArray", (), {}),  # dynamic shapes left JAX: nothing is an instance
+    )
+    ad_view = view(
+        "jax.interpreters.ad",
+        ad,
+        # Today's zeros are symbolic; the rules that neural-tangents registers for the primitive are never used.
+        zeros_like_p=extend.Primitive("zeros_like"),
+        # Names for profilers only.
+        source_info_util=SimpleNamespace(transform_name_stack=lambda _: contextlib.nullcontext()),
+        # A check of its own bookkeeping against `core.lattice_join`, which is gone.
+        config=SimpleNamespace(jax_enable_checks=False),
+    )
+    view(
+        "jax",
+        jax,
+        core=core,
+        interpreters=view("jax.interpreters", importlib.import_module("jax.interpreters"), ad=ad_view),
+        tree_map=jax.tree_util.tree_map,
+        util=view("jax.util", None, safe_map=_safe_map, safe_zip=_safe_zip),
+    )
+    view("scipy", scipy, linalg=view("scipy.linalg", scipy.linalg, eigvalsh=_eigvalsh))
+    return views
+
+
+def _safe_map(function: Callable[..., Any], *sequences: Any) -> list[Any]:
+    return [function(*items) for items in zip(*map(list, sequences), strict=True)]
+
+
+def _safe_zip(*sequences: Any) -> list[Any]:
+    return list(zip(*map(list, sequences), strict=True))
+
+
+def _eigvalsh(matrix: Any, *, eigvals: tuple[int, int] | None = None, **options: Any) -> Any:
+    import scipy.linalg
+
+    return scipy.linalg.eigvalsh(matrix, subset_by_index=eigvals, **options)
+
+
+def _import(
+    name: str,
+    globals: Mapping[str, Any] | None = None,
+    locals: Mapping[str, Any] | None = None,
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> Any:
+    """Import as ``builtins.__import__`` does, and answer with the view of a module that has one."""
+    if level == 1 and fromlist == ("experimental",) and globals and globals["__name__"] == "neural_tangents":
+        return SimpleNamespace(experimental=None)  # `_import_experimental_later` takes it from here
+    if level or name.partition(".")[0] not in ("jax", "scipy"):
+        return builtins.__import__(name, globals, locals, fromlist or (), level)
+    views = _views()
+    if name == "jax.util":
+        return views["jax.util" if fromlist else "jax"]
+    module = builtins.__import__(name, globals, locals, fromlist or (), 0)
+    return views.get(module.__name__, module)
+
+
+# How neural-tangents is loaded.
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Run a file of neural-tangents with the ``__import__`` above, then repair what names alone don't."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__name__ == "neural_tangents":
+            _FINDER.go_first()
+        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": _import}
+        super().exec_module(module)
+        repair = _REPAIRS.get(module.__name__)
+        if repair is not None:
+            repair(module)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Find neural-tangents where the other finders find it, and load it with ``_Loader``.
+
+    Its own tests, published as a package called ``tests``, use names that left JAX too. They are a part of
+    neural-tangents, and get the same views.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        package = fullname.partition(".")[0]
+        if package not in ("neural_tangents", "tests"):
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                break
+        else:
+            return None
+        if not spec.origin or not spec.origin.endswith(".py"):
+            return None
+        if package == "tests" and not _is_test_of_neural_tangents(fullname, spec.origin):
+            return None
+        spec.loader = _Loader(fullname, spec.origin)
+        return spec
+
+    def go_first(self) -> None:
+        """Move before finders added since, such as the one with which pytest rewrites assertions."""
+        with contextlib.suppress(ValueError):
+            sys.meta_path.remove(self)
+        sys.meta_path.insert(0, self)
+
+
+def _is_test_of_neural_tangents(fullname: str, origin: str) -> bool:
+    depth = fullname.count(".") - (Path(origin).name != "__init__.py")
+    marker = Path(origin).parents[depth] / "test_utils.py"
+    return marker.is_file() and "class NeuralTangentsTestCase" in marker.read_text(encoding="utf-8")
+
+
+def _import_experimental_later(neural_tangents: ModuleType) -> None:
+    del neural_tangents.experimental  # type: ignore[attr-defined]  # the placeholder that `_import` left
+
+    def __getattr__(name: str) -> Any:
+        if name == "experimental":
+            return importlib.import_module("neural_tangents.experimental")
+        raise AttributeError(f"module 'neural_tangents' has no attribute {name!r}")
+
+    neural_tangents.__getattr__ = __getattr__  # type: ignore[method-assign]
+
+
+# Structured derivatives, on JAX's public API.
+
+
+def _repair_empirical(empirical: ModuleType) -> None:
+    from jax.extend.core import Literal
+    from jax.interpreters.ad import UndefinedPrimal, Zero
+
+    def get_primals_out_and_pullback(
+        fn: Callable[..., Any],
+        mode: Any,
+        _j_rules: bool,
+        _s_rules: bool,
+        _fwd: bool | None,
+        *primals_in: Any,
+    ) -> tuple[Any, Callable[..., Any]]:
+        # Without `disable_jit` the jitted parts of `jax.numpy` would each be one equation with no structure.
+        with jax.disable_jit():
+            primals_out, tangent_fn = jax.linearize(fn, *primals_in)
+        jaxpr, consts = _linear_jaxpr(tangent_fn, primals_in)
+
+        def pullback(*cotangents: Any) -> Any:
+            outs = empirical._backward_pass(
+                jaxpr,
+                mode=mode,
+                consts=consts,
+                primals_in=[UndefinedPrimal(v.aval) for v in jaxpr.invars],
+                cotangents_in=tuple(jax.tree.leaves(cotangents)),
+                _j_rules=_j_rules,
+                _s_rules=_s_rules,
+                _fwd=_fwd,
+            )
+            return jax.tree.unflatten(jax.tree.structure(primals_in), outs)
+
+        return primals_out, pullback
+
+    # A linear operand arrives as `UndefinedPrimal`, and as a bare shape once an axis of it has been trimmed away.
+    def is_linear(value: Any) -> bool:
+        return isinstance(value, UndefinedPrimal | jax.core.ShapedArray)
+
+    def aval(value: Any) -> Any:
+        return value.aval if isinstance(value, UndefinedPrimal) else value
+
+    def eqn_jvp(eqn: Any, idx: int, tangents: Any, *invals: Any) -> Any:
+        if eqn is None:
+            return tangents
+        args = [jnp.zeros(aval(v).shape, aval(v).dtype) if is_linear(v) else v for v in invals]
+        args[idx] = tangents
+        (out,) = _bind(eqn, args)
+        return out
+
+    def eqn_vjp(eqn: Any, cotangent: Any, *invals: Any) -> Any:
+        if eqn is None:
+            return (cotangent,)
+        if isinstance(cotangent, Zero):
+            return Zero
+        linear = [i for i, v in enumerate(invals) if is_linear(v)]
+
+        def apply(*args: Any) -> Any:
+            filled = list(invals)
+            for i, arg in zip(linear, args, strict=True):
+                filled[i] = arg
+            (out,) = _bind(eqn, filled)
+            return out
+
+        shapes = [jax.ShapeDtypeStruct(aval(invals[i]).shape, aval(invals[i]).dtype) for i in linear]
+        cotangents_out: list[Any] = [None] * len(invals)
+        for i, ct in zip(linear, jax.linear_transpose(apply, *shapes)(cotangent), strict=True):
+            cotangents_out[i] = ct
+        return cotangents_out
+
+    def read_primal(env: Mapping[Any, Any], var: Any) -> Any:
+        if isinstance(var, Literal):
+            return jnp.asarray(var.val, var.aval.dtype)  # the rules ask for its shape; it may be a Python scalar
+        return env.get(var, UndefinedPrimal(var.aval))
+
+    structured = empirical._structured_derivatives_ntk_fn
+
+    def structured_ntk_fn(**options: Any) -> Callable[..., Any]:
+        ntk_fn = structured(**options)
+
+        @functools.wraps(ntk_fn)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return ntk_fn(*args, **kwargs)
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    "NtkImplementation.STRUCTURED_DERIVATIVES has no rule for a part of this network. "
+                    "NtkImplementation.JACOBIAN_CONTRACTION and NtkImplementation.NTK_VECTOR_PRODUCTS work for "
+                    "every network, and NtkImplementation.AUTO chooses among those that work."
+                ) from error
+
+        return checked
+
+    implementations = {
+        empirical.NtkImplementation.JACOBIAN_CONTRACTION: empirical._jacobian_contraction_ntk_fn,
+        empirical.NtkImplementation.NTK_VECTOR_PRODUCTS: empirical._ntk_vector_products_ntk_fn,
+        empirical.NtkImplementation.STRUCTURED_DERIVATIVES: structured_ntk_fn,
+    }
+
+    def auto_ntk_fn(**options: Any) -> Callable[..., Any]:
+        ntk_fns = [implementation(**options) for implementation in implementations.values()]
+        cheapest: dict[Any, Callable[..., Any]] = {}
+
+        def ntk_fn(x1: Any, x2: Any, params: Any, **apply_fn_kwargs: Any) -> Any:
+            shapes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)),
+                ((x1, x2, params), apply_fn_kwargs),
+            )
+            leaves, tree = jax.tree.flatten(shapes)
+            key = (tree, *((leaf.shape, leaf.dtype) for leaf in leaves))
+            if key not in cheapest:
+                cheapest[key] = min(ntk_fns, key=functools.partial(_flops, shapes=shapes))
+            return cheapest[key](x1, x2, params, **apply_fn_kwargs)
+
+        return ntk_fn
+
+    empirical._implementation_to_ntk_fn.update(  # type: ignore[attr-defined]
+        {**implementations, empirical.NtkImplementation.AUTO: auto_ntk_fn}
+    )
+    empirical._get_primals_out_and_pullback = get_primals_out_and_pullback  # type: ignore[attr-defined]
+    empirical._eqn_jvp_fn = eqn_jvp  # type: ignore[attr-defined]
+    empirical._eqn_vjp_fn = eqn_vjp  # type: ignore[attr-defined]
+    empirical._read_primal = read_primal  # type: ignore[attr-defined]
+
+
+def _flops(ntk_fn: Callable[..., Any], shapes: Any) -> float:
+    """Count the operations of the compiled function; infinitely many if it can't be computed at all."""
+    args, kwargs = shapes
+    try:
+        cost = jax.jit(ntk_fn).lower(*args, **kwargs).compile().cost_analysis()
+    except NotImplementedError:
+        return float("inf")
+    return (cost or {}).get("flops", float("inf"))
+
+
+# Primitives that only call the function they carry, by the name that each had from `OLDEST_JAX` on.
+_CALLS = {
+    "checkpoint",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+    "jit",
+    "pjit",
+    "remat",
+    "remat2",
+}
+
+
+def _linear_jaxpr(tangent_fn: Callable[..., Any], primals: Any) -> tuple[SimpleNamespace, list[Any]]:
+    """Trace a linear function into equations that are each linear in its arguments; also give the constants."""
+    from jax.extend.core import Literal
+
+    staged = jax.make_jaxpr(tangent_fn)(*primals)
+    flat = jax.make_jaxpr(lambda *args: _evaluate(staged.jaxpr, staged.consts, args))(*jax.tree.leaves(primals))
+    constants = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
+    linear = set(flat.jaxpr.invars)
+    eqns = []
+    for eqn in flat.jaxpr.eqns:
+        if any(not isinstance(v, Literal) and v in linear for v in eqn.invars):
+            eqns.append(eqn)
+            linear.update(eqn.outvars)
+        else:  # such as the forward pass that `jax.checkpoint` repeats
+            args = [v.val if isinstance(v, Literal) else constants[v] for v in eqn.invars]
+            constants.update(zip(eqn.outvars, _bind(eqn, args), strict=True))
+    jaxpr = SimpleNamespace(
+        invars=flat.jaxpr.invars, outvars=flat.jaxpr.outvars, constvars=list(constants), eqns=eqns
+    )
+    return jaxpr, list(constants.values())
+
+
+def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Evaluate a jaxpr, and those that its equations call, one primitive at a time."""
+    from jax.extend.core import Literal
+
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else env[var]
+
+    for eqn in jaxpr.eqns:
+        invals = [read(v) for v in eqn.invars]
+        name = eqn.primitive.name
+        if name in _CALLS:
+            called = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
+            outs = _evaluate(getattr(called, "jaxpr", called), getattr(called, "consts", ()), invals)
+        elif name == "split":
+            outs = _split(invals[0], **eqn.params)
+        else:
+            outs = _bind(eqn, invals)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _split(x: Any, *, sizes: Sequence[int], axis: int) -> list[Any]:
+    """Split as the primitive does, which has several outputs, by slices, which have one each."""
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [
+        jax.lax.slice_in_dim(x, start, start + size, axis=axis)
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def _bind(eqn: Any, args: Sequence[Any]) -> list[Any]:
+    bind_params = eqn.primitive.get_bind_params(eqn.params)
+    # Older JAX gives the functions that a primitive is bound to separately.
+    functions, params = bind_params if isinstance(bind_params, tuple) else ((), bind_params)
+    out = eqn.primitive.bind(*functions, *args, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+_REPAIRS: dict[str, Callable[[ModuleType], None]] = {
+    "neural_tangents": _import_experimental_later,
+    "neural_tangents._src.empirical": _repair_empirical,
+}
+_FINDER = _Finder()
+
+
+def _install() -> None:
+    _check_jax_version(jax.__version__)
+    _FINDER.go_first()
+
+
+_install()
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("neural_tangents"), name)

@@ -1,0 +1,342 @@
+"""Architectures as values: a frozen tuple of layers with three readings.
+
+An [`Architecture`][] says what a network is, not how it is computed. It is read as a closed-form kernel
+(`ntkit.ntk`, `ntkit.nngp`), as a `neural_tangents.stax` triple (`.stax()`) and as a flax module (`.flax()`).
+
+Architectures are JAX pytrees whose leaves are the standard deviations `W_std` and `b_std` of each layer, so that
+these can be traced, differentiated and learned; everything else about a layer is static.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import jax
+import numpy as np
+
+from ntkit import _neural_tangents as nt
+from ntkit import activations
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+Parameterization: TypeAlias = Literal["ntk", "standard"]
+Padding: TypeAlias = Literal["SAME", "VALID", "CIRCULAR"]
+Std: TypeAlias = "float | jax.Array"
+# A field with this metadata is part of a pytree's structure, not one of its leaves.
+STATIC = {"static": True}
+
+StaxTriple: TypeAlias = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+
+PARAMETERIZATIONS: tuple[Parameterization, ...] = ("ntk", "standard")
+PADDINGS: tuple[Padding, ...] = ("SAME", "VALID", "CIRCULAR")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """A fully-connected layer, z = W x + b.
+
+    **Fields:** `W_std`, `b_std`: standard deviations of weights and biases in the NTK parameterization
+    (`b_std=None`: no bias).
+    """
+
+    W_std: Std
+    b_std: Std | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A convolution over (n, height, width, channels), with the standard deviations of [`Dense`][]."""
+
+    W_std: Std
+    b_std: Std | None
+    window: tuple[int, int] = dataclasses.field(default=(3, 3), metadata=STATIC)
+    strides: tuple[int, int] = dataclasses.field(default=(1, 1), metadata=STATIC)
+    padding: Padding = dataclasses.field(default="SAME", metadata=STATIC)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A pointwise nonlinearity, by its name in `ntkit.activations.ACTIVATIONS`."""
+
+    name: str = dataclasses.field(metadata=STATIC)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AveragePool:
+    """Average pooling over disjoint windows; rows and columns that do not fill a window are dropped."""
+
+    window: tuple[int, int] = dataclasses.field(default=(2, 2), metadata=STATIC)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GlobalAveragePool:
+    """The mean over all pixels: (n, height, width, channels) to (n, channels)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Flatten:
+    """All pixels and channels of an image as one vector; vectors are left as they are."""
+
+
+Layer: TypeAlias = Dense | Conv | Activation | AveragePool | GlobalAveragePool | Flatten
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A network up to its number of outputs: the readout, a [`Dense`][] layer, is the last of `layers`.
+
+    **Fields:**
+
+    - `layers`: the layers, input first.
+    - `name`: what the architecture is called in tables and run directories.
+    - `parameterization`: `"ntk"` (Jacot et al. 2018) or `"standard"` (Sohl-Dickstein et al. 2020,
+      arXiv:2001.07301). The NNGP kernel is the same in both; the NTK of the standard parameterization depends on
+      the width.
+    - `width`: units or channels of each hidden layer where no other is asked for.
+    """
+
+    layers: tuple[Layer, ...]
+    name: str = dataclasses.field(metadata=STATIC)
+    parameterization: Parameterization = dataclasses.field(default="ntk", metadata=STATIC)
+    width: int = dataclasses.field(default=512, metadata=STATIC)
+
+    def stax(self, num_outputs: int = 1, width: int | None = None) -> StaxTriple:
+        """Read the architecture as `neural_tangents.stax` functions.
+
+        **Arguments:** `num_outputs`: outputs of the readout. `width`: units or channels of each hidden layer
+        (default: the architecture's own).
+
+        **Returns:** `(init_fn, apply_fn, kernel_fn)`.
+        """
+        width = _positive_int("width", self.width if width is None else width)
+        num_outputs = _positive_int("num_outputs", num_outputs)
+        last = len(self.layers) - 1
+        return nt.stax.serial(
+            *(
+                _stax_layer(layer, num_outputs if i == last else width, self.parameterization)
+                for i, layer in enumerate(self.layers)
+            )
+        )
+
+    def flax(self, num_outputs: int = 1, width: int | None = None) -> nn.Module:
+        """Read the architecture as a `flax.linen` module with the same parameterization.
+
+        **Arguments:** as in [`Architecture.stax`][].
+
+        **Returns:** a module with `init(key, x)` and `apply(variables, x) -> (n, num_outputs)`. In the NTK
+        parameterization all parameters are standard normal at initialization and the scales are part of the
+        forward pass, so that the module's empirical NTK converges to `ntkit.ntk(architecture)` as the width grows.
+        """
+        from ntkit._flax import Network  # flax costs most of a second to import: only who asks for it pays
+
+        width = _positive_int("width", self.width if width is None else width)
+        return Network(self, _positive_int("num_outputs", num_outputs), width)
+
+
+def fc(
+    depth: int,
+    *,
+    activation: str = "relu",
+    W_std: Std = 2**0.5,
+    b_std: Std | None = 0.1,
+    parameterization: Parameterization = "ntk",
+    width: int = 512,
+) -> Architecture:
+    """Give a fully-connected network: flatten, (dense, activation) × depth, dense.
+
+    **Arguments:**
+
+    - `depth`: number of hidden layers, at least 0 (0: a linear model).
+    - `activation`: a name in `ntkit.activations.ACTIVATIONS`, for example `"relu"`, `"erf"`, `"gelu"`.
+    - `W_std`, `b_std`: standard deviations of weights and biases, the same in every layer, the readout included;
+      floats or traced scalars. `b_std=None`: no biases.
+    - `parameterization`: `"ntk"` or `"standard"`.
+    - `width`: units of each hidden layer. The NTK of the standard parameterization depends on it, and it is the
+      default of `.stax()` and `.flax()`.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    build = _Builder("depth", depth, 0, activation, W_std, b_std, parameterization, width)
+    layers = (Flatten(), *(build.dense, build.activation) * depth, build.dense)
+    return build.architecture(f"fc{depth}", layers)
+
+
+def conv(
+    depth: int,
+    *,
+    activation: str = "relu",
+    W_std: Std = 2**0.5,
+    b_std: Std | None = 0.1,
+    parameterization: Parameterization = "ntk",
+    width: int = 512,
+) -> Architecture:
+    """Give a convolutional network without pooling: (conv 3×3, activation) × depth, flatten, dense.
+
+    **Arguments:** as in [`fc`][]; `depth` is the number of convolutions, at least 1.
+    """
+    build = _Builder("depth", depth, 1, activation, W_std, b_std, parameterization, width)
+    layers = (*(build.conv, build.activation) * depth, Flatten(), build.dense)
+    return build.architecture(f"conv{depth}", layers)
+
+
+def convnet(
+    depth: int = 3,
+    *,
+    activation: str = "relu",
+    W_std: Std = 2**0.5,
+    b_std: Std | None = 0.1,
+    parameterization: Parameterization = "ntk",
+    width: int = 512,
+) -> Architecture:
+    """Give the ConvNet of dataset distillation: (conv 3×3, activation, average pool 2×2) × depth, flatten, dense.
+
+    The network of KIP (Nguyen, Novak, Xiao, Lee 2021, arXiv:2107.13034). An image needs at least `2**depth` pixels
+    in height and width.
+
+    **Arguments:** as in [`fc`][]; `depth` is the number of convolutions, at least 1.
+    """
+    build = _Builder("depth", depth, 1, activation, W_std, b_std, parameterization, width)
+    layers = (*(build.conv, build.activation, AveragePool()) * depth, Flatten(), build.dense)
+    return build.architecture(f"convnet{depth}", layers)
+
+
+# Convolutions between pooling layers: Shankar et al. 2020 (arXiv:2003.02237), figure 1.
+MYRTLE_STAGES = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
+
+
+def myrtle(
+    depth: int,
+    *,
+    activation: str = "relu",
+    W_std: Std = 2**0.5,
+    b_std: Std | None = 0.1,
+    parameterization: Parameterization = "ntk",
+    width: int = 512,
+) -> Architecture:
+    """Give a Myrtle network (Shankar et al. 2020, arXiv:2003.02237): three stages, global average pooling, dense.
+
+    Each stage is a number of (conv 3×3, activation) pairs; stages are separated by 2×2 average pooling. On 32×32
+    images the global pool equals the three poolings of the original.
+
+    **Arguments:** as in [`fc`][]; `depth` is 5, 7 or 10.
+    """
+    if depth not in MYRTLE_STAGES:
+        raise ValueError(f"depth: got {depth!r}, expected 5, 7 or 10 (the Myrtle networks there are)")
+    build = _Builder("depth", depth, 1, activation, W_std, b_std, parameterization, width)
+    first, second, third = ((build.conv, build.activation) * count for count in MYRTLE_STAGES[depth])
+    layers = (*first, AveragePool(), *second, AveragePool(), *third, GlobalAveragePool(), build.dense)
+    return build.architecture(f"myrtle{depth}", layers)
+
+
+def check_image_shape(architecture: Architecture, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` where an input of `shape`, (height, width, channels) or (d,), does not fit the network."""
+    size = shape[:2] if len(shape) == 3 else None
+    spatial = any(isinstance(layer, Conv | AveragePool | GlobalAveragePool) for layer in architecture.layers)
+    if spatial and size is None:
+        raise ValueError(
+            f"x: got inputs of shape {shape}, expected (height, width, channels): {architecture.name} convolves"
+        )
+    for layer in architecture.layers:
+        if isinstance(layer, Flatten | GlobalAveragePool):
+            return
+        if size is not None and isinstance(layer, AveragePool):
+            size = (size[0] // layer.window[0], size[1] // layer.window[1])
+        elif size is not None and isinstance(layer, Conv):
+            size = _convolved(size, layer)
+        if size is not None and min(size) < 1:
+            raise ValueError(
+                f"x: got images of {shape[0]}×{shape[1]} pixels, expected larger ones: "
+                f"{architecture.name} pools them away"
+            )
+
+
+def _convolved(size: tuple[int, int], layer: Conv) -> tuple[int, int]:
+    """Give the size of a convolution's output."""
+    shrink = (layer.window[0] - 1, layer.window[1] - 1) if layer.padding == "VALID" else (0, 0)
+    height, width = (
+        -((less - pixels) // stride) for pixels, less, stride in zip(size, shrink, layer.strides, strict=True)
+    )
+    return height, width
+
+
+class _Builder:
+    """The layers that the networks above are made of, their arguments checked once."""
+
+    def __init__(
+        self,
+        depth_name: str,
+        depth: int,
+        least: int,
+        activation: str,
+        W_std: Std,
+        b_std: Std | None,
+        parameterization: Parameterization,
+        width: int,
+    ) -> None:
+        if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < least:
+            raise ValueError(f"{depth_name}: got {depth!r}, expected an integer of at least {least}")
+        if activation not in activations.ACTIVATIONS:
+            known = ", ".join(sorted(activations.ACTIVATIONS))
+            raise ValueError(f"activation: got {activation!r}, expected one of {known}")
+        if parameterization not in PARAMETERIZATIONS:
+            raise ValueError(f"parameterization: got {parameterization!r}, expected 'ntk' or 'standard'")
+        W_std = _std("W_std", W_std)
+        b_std = None if b_std is None else _std("b_std", b_std)
+        self.parameterization = parameterization
+        self.width = _positive_int("width", width)
+        self.dense = Dense(W_std, b_std)
+        self.conv = Conv(W_std, b_std)
+        self.activation = Activation(activation)
+
+    def architecture(self, name: str, layers: tuple[Layer, ...]) -> Architecture:
+        return Architecture(layers, name, self.parameterization, self.width)
+
+
+def _std(name: str, value: Std) -> Std:
+    """Let a tracer through, and a number if it is finite and not negative."""
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if np.ndim(value) != 0 or not np.isfinite(value) or value < 0:
+        raise ValueError(f"{name}: got {value!r}, expected a finite scalar of at least 0")
+    return value
+
+
+def _positive_int(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a positive integer")
+    return int(value)
+
+
+def _stax_layer(layer: Layer, width: int, parameterization: Parameterization) -> StaxTriple:
+    stax = nt.stax
+    match layer:
+        case Dense():
+            return stax.Dense(width, layer.W_std, layer.b_std, parameterization=parameterization)
+        case Conv():
+            return stax.Conv(
+                width,
+                layer.window,
+                layer.strides,
+                layer.padding,
+                layer.W_std,
+                layer.b_std,
+                parameterization=parameterization,
+            )
+        case Activation():
+            return activations.ACTIVATIONS[layer.name].stax(stax)
+        case AveragePool():
+            return stax.AvgPool(layer.window, layer.window, "VALID")
+        case GlobalAveragePool():
+            return stax.GlobalAvgPool()
+        case Flatten():
+            return stax.Flatten()

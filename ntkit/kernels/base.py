@@ -1,0 +1,152 @@
+"""What a kernel is: a pytree that maps two batches of inputs to a Gram matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from ntkit.kernels._inputs import check_inputs
+
+
+class Kernel:
+    """A positive semi-definite function of two inputs, evaluated for all pairs of two batches.
+
+    Users shouldn't construct this class: they get kernels from [`ntk`][], [`nngp`][] and [`from_stax`][], and combine
+    them with `+` and `*` (with each other, or with a scalar of at least 0).
+
+    Every kernel is a frozen dataclass registered as a JAX pytree: it goes through `jit`, `grad` and `vmap` as an
+    argument, and its leaves are its hyper-parameters. A new kernel overrides `gram`, and `gram_diagonal` where the
+    diagonal has a cheaper formula.
+    """
+
+    @property
+    def engine(self) -> str:
+        """What computes the kernel, for example `"neural_tangents"`."""
+        raise AttributeError(f"{type(self).__name__} names no engine")
+
+    def gram(self, x1: Array, x2: Array | None) -> Array:
+        """Evaluate the kernel on checked inputs; `x2=None` means `x1` again."""
+        raise TypeError(f"{type(self).__name__} has no gram()")
+
+    def gram_diagonal(self, x: Array) -> Array:
+        """Evaluate the kernel of each checked input with itself."""
+        # One input at a time: what a network needs for a single pair is bounded, what it needs for n of them is not.
+        return jax.lax.map(lambda one: self.gram(one[None], None)[0, 0], x)
+
+    def __call__(
+        self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."] | None = None
+    ) -> Float[Array, "n1 n2"]:
+        """Give the Gram matrix of two batches.
+
+        **Arguments:** `x1`, `x2`: images (n, height, width, channels) or vectors (n, d), of one shape per input.
+        `x2=None`: `x1` with itself, which is symmetric and cheaper.
+
+        **Returns:** an array (n1, n2) of the inputs' floating dtype.
+
+        **Raises:** `ValueError` that names the argument whose shape or dtype does not fit.
+        """
+        x1 = check_inputs("x1", x1)
+        if x2 is None:
+            return _gram(self, x1, None)
+        x2 = check_inputs("x2", x2)
+        if x1.shape[1:] != x2.shape[1:]:
+            raise ValueError(f"x2: got inputs of shape {x2.shape[1:]}, expected {x1.shape[1:]} as in x1")
+        return _gram(self, x1, x2)
+
+    def diagonal(self, x: Float[ArrayLike, "n ..."]) -> Float[Array, " n"]:
+        """Give the kernel of each input with itself: the diagonal of `self(x)`, without the rest of it."""
+        return _diagonal(self, check_inputs("x", x))
+
+    def __add__(self, other: Kernel) -> Kernel:
+        if not isinstance(other, Kernel):
+            return NotImplemented
+        return Sum(self, other)
+
+    def __mul__(self, other: Kernel | ArrayLike) -> Kernel:
+        if isinstance(other, Kernel):
+            return Product(self, other)
+        return Scaled(self, _scale(other))
+
+    def __rmul__(self, other: ArrayLike) -> Kernel:
+        return Scaled(self, _scale(other))
+
+
+@jax.jit
+def _gram(kernel: Kernel, x1: Array, x2: Array | None) -> Array:
+    return kernel.gram(x1, x2)
+
+
+@jax.jit
+def _diagonal(kernel: Kernel, x: Array) -> Array:
+    return kernel.gram_diagonal(x)
+
+
+def _scale(value: ArrayLike) -> ArrayLike:
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if jnp.ndim(value) != 0 or not jnp.isfinite(value) or value < 0:
+        raise ValueError(f"scale: got {value!r}, expected a finite scalar of at least 0 (or a kernel)")
+    return value
+
+
+class _Pair(Kernel):
+    """Two kernels, evaluated on the same inputs."""
+
+    first: Kernel
+    second: Kernel
+
+    @property
+    def engine(self) -> str:
+        return " + ".join(dict.fromkeys((self.first.engine, self.second.engine)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sum(_Pair):
+    """The sum of two kernels."""
+
+    first: Kernel
+    second: Kernel
+
+    def gram(self, x1: Array, x2: Array | None) -> Array:
+        return self.first.gram(x1, x2) + self.second.gram(x1, x2)
+
+    def gram_diagonal(self, x: Array) -> Array:
+        return self.first.gram_diagonal(x) + self.second.gram_diagonal(x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Product(_Pair):
+    """The pointwise product of two kernels (positive semi-definite by Schur's theorem)."""
+
+    first: Kernel
+    second: Kernel
+
+    def gram(self, x1: Array, x2: Array | None) -> Array:
+        return self.first.gram(x1, x2) * self.second.gram(x1, x2)
+
+    def gram_diagonal(self, x: Array) -> Array:
+        return self.first.gram_diagonal(x) * self.second.gram_diagonal(x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scaled(Kernel):
+    """A kernel times a scalar of at least 0."""
+
+    kernel: Kernel
+    scale: ArrayLike
+
+    @property
+    def engine(self) -> str:
+        return self.kernel.engine
+
+    def gram(self, x1: Array, x2: Array | None) -> Array:
+        return self.scale * self.kernel.gram(x1, x2)
+
+    def gram_diagonal(self, x: Array) -> Array:
+        return self.scale * self.kernel.gram_diagonal(x)

@@ -1,0 +1,70 @@
+"""The kernels of infinitely wide networks, from their architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import jax
+from jaxtyping import Array
+
+from ntkit.architectures import Architecture, Flatten, check_image_shape
+from ntkit.kernels.base import Kernel
+from ntkit.kernels.stax import Get
+
+Engine: TypeAlias = Literal["auto", "neural_tangents"]
+ENGINES: tuple[Engine, ...] = ("auto", "neural_tangents")
+
+
+def ntk(architecture: Architecture, engine: Engine = "auto") -> Kernel:
+    """Give the neural tangent kernel of an infinitely wide network (Jacot et al. 2018, arXiv:1806.07572).
+
+    **Arguments:** `architecture`: for example `ntkit.fc(1)`. `engine`: what computes it; `"neural_tangents"`, or
+    `"auto"` for the fastest that supports the architecture.
+
+    **Returns:** a [`Kernel`][] whose leaves are the `W_std` and `b_std` of the architecture's layers.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    return _closed_form(architecture, "ntk", engine)
+
+
+def nngp(architecture: Architecture, engine: Engine = "auto") -> Kernel:
+    """Give the covariance of an infinitely wide random network's outputs (Lee et al. 2018, arXiv:1711.00165).
+
+    **Arguments, returns, raises:** as in [`ntk`][].
+    """
+    return _closed_form(architecture, "nngp", engine)
+
+
+def _closed_form(architecture: Architecture, get: Get, engine: Engine) -> Kernel:
+    if not isinstance(architecture, Architecture):
+        raise ValueError(
+            f"architecture: got {type(architecture).__name__}, expected an ntkit.Architecture such as ntkit.fc(1)"
+        )
+    if engine not in ENGINES:
+        raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
+    return NeuralTangentsKernel(architecture, get)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NeuralTangentsKernel(Kernel):
+    """The kernel of an architecture, computed by neural-tangents."""
+
+    architecture: Architecture
+    get: Get = dataclasses.field(metadata={"static": True})
+
+    @property
+    def engine(self) -> str:
+        """Always `"neural_tangents"`."""
+        return "neural_tangents"
+
+    def gram(self, x1: Array, x2: Array | None) -> Array:
+        check_image_shape(self.architecture, x1.shape[1:])
+        if isinstance(self.architecture.layers[0], Flatten):
+            # neural-tangents would keep one product per pixel, (n1, n2, height, width), before it sums them.
+            x1 = x1.reshape(x1.shape[0], -1)
+            x2 = None if x2 is None else x2.reshape(x2.shape[0], -1)
+        _, _, kernel_fn = self.architecture.stax()
+        return kernel_fn(x1, x2, self.get)

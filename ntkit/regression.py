@@ -1,0 +1,324 @@
+"""Kernel ridge regression and gradient flow, both in closed form.
+
+A fitted [`Predictor`][] is a model: a callable from images to outputs. Everything here is compiled, and differentiable
+in the support images, the targets, the ridge, the kernel's hyper-parameters and the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from ntkit.kernels import Kernel
+
+
+class RidgeWarning(UserWarning):
+    """The Gram matrix could not be factorized with the ridge that was asked for, and a larger one was used."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """The model x ↦ K(x, support) weights, a JAX pytree. [`fit`][] and [`flow`][] make it.
+
+    **Fields:**
+
+    - `kernel`: the kernel.
+    - `support`: the n inputs that it was fitted on.
+    - `weights`: dual coefficients (n, outputs).
+    - `ridge`: the relative ridge that was *used*: the one asked for, or a larger one where the Gram matrix could not
+      be factorized in this precision. 0 for [`flow`][].
+    """
+
+    kernel: Kernel
+    support: Float[Array, "n ..."]
+    weights: Float[Array, "n outputs"]
+    ridge: Float[Array, ""]
+
+    def __call__(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m outputs"]:
+        """Predict the outputs (m, outputs) for a batch of inputs, which is evaluated whole."""
+        return jnp.matmul(self.kernel(x, self.support), self.weights, precision="highest")
+
+
+def fit(
+    kernel: Kernel, x: Float[ArrayLike, "n ..."], y: Float[ArrayLike, "n outputs"], ridge: ArrayLike = 1e-6
+) -> Predictor:
+    """Fit kernel ridge regression: weights = (K + ridge · tr(K)/n · I)⁻¹ y with K = kernel(x).
+
+    Factorized by Cholesky in the precision of `x` (float32 unless x64 is on). If that fails it is tried again with a
+    ten times larger ridge, and so on, inside the compiled function; the ridge that was used is on the result.
+
+    **Arguments:**
+
+    - `x`: n support inputs, images (n, height, width, channels) or vectors (n, d).
+    - `y`: regression targets (n, outputs), for example `ntkit.data.one_hot(labels, 10)`.
+    - `ridge`: relative to the mean of the diagonal of K; at least 0. With 0 the fit interpolates, if it can.
+
+    **Returns:** a [`Predictor`][].
+
+    **Warns:** [`RidgeWarning`][] if a larger ridge was used. Not while being traced (inside `jit` or `grad`): there the
+    caller finds it as `predictor.ridge`.
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
+    finite.
+    """
+    x, y = _check_training_set(x, y)
+    if not isinstance(ridge, jax.core.Tracer) and not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
+        raise ValueError(f"ridge: got {ridge!r}, expected a finite scalar of at least 0")
+    gram = kernel(x)
+    weights, used = _solve(gram, y, jnp.asarray(ridge, gram.dtype))
+    if not isinstance(weights, jax.core.Tracer):
+        _check_finite("fit", weights)
+    if not isinstance(used, jax.core.Tracer) and not isinstance(ridge, jax.core.Tracer):
+        warn_of_ridge(float(ridge), float(used))
+    return Predictor(kernel, x, weights, used)
+
+
+def flow(
+    kernel: Kernel,
+    x: Float[ArrayLike, "n ..."],
+    y: Float[ArrayLike, "n outputs"],
+    time: ArrayLike,
+    *,
+    learning_rate: ArrayLike = 1.0,
+) -> Predictor:
+    """Train the infinitely wide network to time t, by gradient flow from f₀ = 0, in closed form.
+
+    f_t(x') = K(x', x) K⁻¹ (I − e^{−ηKt}) y  (Jacot et al. 2018, section 5; Lee et al. 2019, arXiv:1902.06720, eq. 9),
+    the flow on the loss ½ · mean((f − y)²) over all n · outputs targets: η = learning_rate / (n · outputs). This is the
+    time of `neural_tangents.predict.gradient_descent_mse`.
+
+    **Arguments:** `x`, `y`: as in [`fit`][]. `time`: at least 0; `jnp.inf` is the limit, the interpolant of least
+    norm. `learning_rate`: scales the time.
+
+    **Returns:** a [`Predictor`][], with `ridge` 0.
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
+    finite.
+    """
+    x, y = _check_training_set(x, y)
+    for name, value in (("time", time), ("learning_rate", learning_rate)):
+        if not isinstance(value, jax.core.Tracer) and not (np.ndim(value) == 0 and value >= 0):
+            raise ValueError(f"{name}: got {value!r}, expected a scalar of at least 0")
+    gram = kernel(x)
+    scaled_time = jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / y.size
+    weights = _flow(gram, y, scaled_time)
+    if not isinstance(weights, jax.core.Tracer):
+        _check_finite("flow", weights)
+    return Predictor(kernel, x, weights, jnp.zeros((), gram.dtype))
+
+
+def accuracy(
+    model: Callable[[Array], Array],
+    x: Float[ArrayLike, "n ..."],
+    labels: Int[ArrayLike, " n"],
+    *,
+    batch_size: int = 500,
+) -> float:
+    """Give the fraction of inputs that a model classifies as labelled, in [0, 1].
+
+    **Arguments:** `model`: any callable from images to outputs (n, classes), or (n, 1). `labels`: int classes, or −1
+    and +1 for a model with one output. `batch_size`: inputs per call of the model.
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the model's outputs are not finite.
+    """
+    x, labels = np.asarray(x), np.asarray(labels)
+    if labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels: got {labels.dtype} of shape {labels.shape}, expected integers of shape ({len(x)},)")
+    if len(x) == 0:
+        raise ValueError("x: got no inputs, expected at least one")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    correct = 0
+    for start in range(0, len(x), batch_size):
+        batch = x[start : start + batch_size]
+        count = len(batch)
+        if start > 0 and count < batch_size:
+            # One shape, one compilation: the last batch is filled up with the first inputs.
+            batch = np.concatenate([batch, x[: batch_size - count]])
+        outputs = np.asarray(model(jnp.asarray(batch)))[:count]
+        _check_finite("accuracy: the model's outputs", outputs)
+        correct += int(np.sum(_classes(outputs, labels) == labels[start : start + count]))
+    return correct / len(x)
+
+
+def solve(
+    gram: Float[Array, "n n"], y: Float[Array, "n outputs"], ridge: ArrayLike
+) -> tuple[Float[Array, "n outputs"], Float[Array, ""]]:
+    """Solve (K + ridge · tr(K)/n · I) weights = y for a Gram matrix K, as [`fit`][] does.
+
+    For use inside compiled code. Where every ridge that is tried fails (K is not finite, or not a Gram matrix) the
+    weights are NaN.
+
+    **Returns:** the weights (n, outputs) and the relative ridge that was used.
+    """
+    ridge = jnp.asarray(ridge, gram.dtype)
+    n = gram.shape[0]
+
+    def regularized(matrix: Array, relative: Array) -> Array:
+        return matrix + relative * (jnp.trace(matrix) / n) * jnp.eye(n, dtype=matrix.dtype)
+
+    # What decides how much ridge is needed is not differentiated, only the solution at that ridge.
+    constant = lax.stop_gradient(gram)
+    factor, used = _factorize(lambda relative: regularized(constant, relative), lax.stop_gradient(ridge), constant)
+    used = jnp.where(used == ridge, ridge, used)
+    matrix = regularized(gram, used)
+    weights = lax.custom_linear_solve(
+        lambda v: jnp.matmul(matrix, v, precision="highest"),
+        y.astype(gram.dtype),
+        solve=lambda _, b: jax.scipy.linalg.cho_solve((factor, True), b),
+        symmetric=True,
+    )
+    return weights, used
+
+
+def warn_of_ridge(asked: float, used: float) -> None:
+    """Warn if the ridge that was used is not the one that was asked for."""
+    if used > asked * (1 + 1e-5):  # the one that was used has been through the dtype of the Gram matrix
+        warnings.warn(
+            f"ridge: the Gram matrix could not be factorized with {asked:g}; {used:g} was used instead "
+            "(a larger ridge, fewer near-duplicates or x64 would avoid this)",
+            RidgeWarning,
+            stacklevel=3,
+        )
+
+
+# Ten times more ridge each time: from rounding level to far beyond any ridge that still fits the data.
+_RETRIES = 10
+
+
+def _factorize(regularized: Callable[[Array], Array], ridge: Array, gram: Array) -> tuple[Array, Array]:
+    """Give the first Cholesky factor that exists for `ridge`, 10 · `ridge`, …, and the ridge it took."""
+    smallest = jnp.asarray(jnp.finfo(ridge.dtype).eps, ridge.dtype)
+    solvable = jnp.all(jnp.isfinite(gram))
+
+    def failed(state: tuple[Array, Array, Array]) -> Array:
+        factor, _, tries = state
+        return solvable & (tries < _RETRIES) & ~jnp.all(jnp.isfinite(jnp.diagonal(factor)))
+
+    def retry(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        _, relative, tries = state
+        relative = jnp.maximum(10 * relative, smallest)
+        return jnp.linalg.cholesky(regularized(relative)), relative, tries + 1
+
+    first = (jnp.linalg.cholesky(regularized(ridge)), ridge, jnp.zeros((), jnp.int32))
+    factor, used, _ = lax.while_loop(failed, retry, first)
+    return factor, used
+
+
+_solve = jax.jit(solve)
+
+
+@jax.custom_jvp
+def _flow(gram: Array, y: Array, time: Array) -> Array:
+    """Give φ(K) y with φ(λ) = (1 − e^{−λt}) / λ."""
+    spectrum, vectors = _spectrum(gram)
+    coefficients = jnp.matmul(vectors.T, y.astype(gram.dtype), precision="highest")
+    return jnp.matmul(vectors, spectrum.phi(time)[:, None] * coefficients, precision="highest")
+
+
+@_flow.defjvp
+def _flow_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    # Differentiating through eigh divides by the gaps between eigenvalues. The derivative of a matrix function does
+    # not: it is V (φ[λᵢ, λⱼ] ∘ Vᵀ dK V) Vᵀ with the divided differences of φ (Higham, Functions of Matrices, 3.11).
+    gram, y, time = primals
+    d_gram, d_y, d_time = tangents
+    y = y.astype(gram.dtype)
+    spectrum, vectors = _spectrum(gram)
+    phi = spectrum.phi(time)
+    coefficients = jnp.matmul(vectors.T, y, precision="highest")
+    rotated = jnp.matmul(
+        jnp.matmul(vectors.T, (d_gram + d_gram.T) / 2, precision="highest"), vectors, precision="highest"
+    )
+    d_coefficients = (
+        jnp.matmul(spectrum.divided_differences(time) * rotated, coefficients, precision="highest")
+        + phi[:, None] * jnp.matmul(vectors.T, d_y.astype(gram.dtype), precision="highest")
+        + (spectrum.phi_by_time(time) * d_time)[:, None] * coefficients
+    )
+    out = jnp.matmul(vectors, phi[:, None] * coefficients, precision="highest")
+    return out, jnp.matmul(vectors, d_coefficients, precision="highest")
+
+
+class _Spectrum(NamedTuple):
+    """Eigenvalues λ of a Gram matrix, and the function φ(λ) = (1 − e^{−λt}) / λ of them.
+
+    Eigenvalues up to `rounding` are noise and set to zero. There φ is t e^{−rounding · t}: the exact t while the flow
+    is too short to tell, and 0 for t = ∞, where 1/λ would amplify the noise: the interpolant of least norm.
+    """
+
+    eigenvalues: Array
+    rounding: Array
+
+    def phi(self, time: Array) -> Array:
+        positive = self.eigenvalues > 0
+        safe = jnp.where(positive, self.eigenvalues, 1.0)
+        return jnp.where(positive, -jnp.expm1(-safe * time) / safe, self._damped(time))
+
+    def phi_by_time(self, time: Array) -> Array:
+        finite = jnp.where(jnp.isinf(time), 0.0, time)
+        at_zero = (1 - self.rounding * finite) * jnp.exp(-self.rounding * finite)
+        by_time = jnp.where(self.eigenvalues > 0, jnp.exp(-self.eigenvalues * finite), at_zero)
+        return jnp.where(jnp.isinf(time), 0.0, by_time)
+
+    def divided_differences(self, time: Array) -> Array:
+        """(φ(λᵢ) − φ(λⱼ)) / (λᵢ − λⱼ), or φ' at the midpoint where the difference would be rounding noise."""
+        left, right = self.eigenvalues[:, None], self.eigenvalues[None, :]
+        gap, middle = left - right, (left + right) / 2
+        # The midpoint rule errs by the square of the relative gap, the quotient by eps over it: equal at eps^(1/3).
+        near = jnp.abs(gap) <= jnp.finfo(gap.dtype).eps ** (1 / 3) * middle
+        phi = self.phi(time)
+        quotient = (phi[:, None] - phi[None, :]) / jnp.where(near, 1.0, gap)
+        return jnp.where(near, self._phi_by_eigenvalue(middle, time), quotient)
+
+    def _damped(self, time: Array) -> Array:
+        finite = jnp.where(jnp.isinf(time), 0.0, time)
+        return finite * jnp.exp(-self.rounding * finite)
+
+    def _phi_by_eigenvalue(self, eigenvalues: Array, time: Array) -> Array:
+        """dφ/dλ = ((1 + λt) e^{−λt} − 1) / λ², by its series where λt is small."""
+        finite = jnp.where(jnp.isinf(time), 0.0, time)
+        u = eigenvalues * finite
+        small = u < 0.05
+        v = jnp.where(small, 1.0, u)
+        exact = ((1 + v) * jnp.exp(-v) - 1) / v**2
+        series = -1 / 2 + u * (1 / 3 + u * (-1 / 8 + u * (1 / 30 - u / 144)))
+        positive = eigenvalues > 0
+        derivative = finite * jnp.where(positive, finite, self._damped(time)) * jnp.where(small, series, exact)
+        limit = jnp.where(positive, -1.0 / jnp.where(positive, eigenvalues, 1.0) ** 2, 0.0)
+        return jnp.where(jnp.isinf(time), limit, derivative)
+
+
+def _spectrum(gram: Array) -> tuple[_Spectrum, Array]:
+    eigenvalues, vectors = jnp.linalg.eigh(gram)
+    rounding = gram.shape[0] * jnp.finfo(gram.dtype).eps * jnp.max(jnp.abs(eigenvalues))
+    return _Spectrum(jnp.where(eigenvalues > rounding, eigenvalues, 0.0), rounding), vectors
+
+
+def _check_training_set(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if y.ndim != 2 or y.shape[0] != x.shape[0]:
+        raise ValueError(f"y: got shape {y.shape}, expected ({x.shape[0]}, outputs), one row of targets per input")
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise ValueError(f"y: got dtype {y.dtype}, expected floats (ntkit.data.one_hot makes them of labels)")
+    return x, y
+
+
+def _check_finite(what: str, values: Array | np.ndarray) -> None:
+    if not np.all(np.isfinite(np.asarray(values))):
+        raise FloatingPointError(f"{what}: not finite; look for NaN or infinite values in the inputs and the kernel")
+
+
+def _classes(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    if outputs.shape[1] > 1:
+        return outputs.argmax(axis=1)
+    if not np.all(np.abs(labels) == 1):
+        raise ValueError("labels: a model with one output expects labels −1 and +1")
+    return np.where(outputs[:, 0] >= 0, 1, -1)
