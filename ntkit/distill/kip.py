@@ -1,0 +1,412 @@
+"""KIP: kernel inducing points, Algorithm 1 of Nguyen, Chen, Lee 2021 (arXiv:2011.00050)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from ntkit import regression
+from ntkit.data import one_hot
+from ntkit.distill.batches import ClassIndex
+from ntkit.distill.distilled import Distilled
+from ntkit.distill.losses import LOSSES, Loss
+from ntkit.distill.support import Init, check_data_set, initial_support
+from ntkit.kernels import Kernel
+from ntkit.runs import Interruption, Run, progress
+
+if TYPE_CHECKING:
+    import optax
+
+Model: TypeAlias = Callable[[Array], Array]
+Adversary: TypeAlias = Callable[[Model, Array, Array, Array], Array]
+Augment: TypeAlias = Callable[[Array, Array], Array]
+
+LEARNING_RATE = 0.01
+
+
+def kip(
+    kernel: Kernel | Sequence[Kernel],
+    images: Float[ArrayLike, "n ..."],
+    labels: Int[ArrayLike, " n"],
+    *,
+    per_class: int,
+    steps: int,
+    key: Array,
+    num_classes: int | None = None,
+    init: Init = "real",
+    learn_labels: bool = True,
+    learn_kernel: bool = False,
+    optimizer: optax.GradientTransformation | None = None,
+    target_batch: int | None = 5000,
+    support_batch: int | None = None,
+    augment: Augment | None = None,
+    adversary: Adversary | None = None,
+    loss: str | Loss = "mse",
+    ridge: float = 1e-6,
+    log_every: int = 10,
+    evaluate: Callable[[Model], Mapping[str, float]] | None = None,
+    run: Run | None = None,
+    checkpoint_every: float = 60.0,
+    show_progress: bool = False,
+) -> Distilled:
+    """Distil a data set: learn a small support set on which kernel ridge regression predicts the data set.
+
+    The whole step is compiled and many steps run per dispatch; the data go to the device once, and batches are drawn
+    there. The result depends on the arguments alone: the same key on the same device gives the same bits, however
+    often the run was interrupted and resumed.
+
+    Args:
+        kernel: the kernel, or a family of kernels of which each step samples one.
+        images: the data set to distil, as fed to the kernel: (n, height, width, channels) or (n, d).
+        labels: its classes, integers from 0.
+        per_class: support images of each class.
+        steps: gradient steps in all.
+        key: a `jax.random` key.
+        num_classes: number of classes (default: the largest label plus one).
+        init: `"real"` images, `"noise"`, or an array (per_class · num_classes, …) sorted by class.
+        learn_labels: whether the support targets are learned; they start as centred one-hot vectors.
+        learn_kernel: whether the kernel's hyper-parameters (all its leaves: `W_std`, `b_std`, scales) are learned.
+        optimizer: any optax optimizer (default: Adam with a learning rate of 0.01).
+        target_batch: images of each step's random, class-balanced target batch; `None`, or at least n: all.
+        support_batch: images of each step's random, class-balanced subset of the support set, on which alone the
+            step is fitted and which alone it updates; `None`: all.
+        augment: `augment(key, images) -> images`, applied to each target batch, for example an
+            `ntkit.data.Augmentation`.
+        adversary: `adversary(model, images, labels, key) -> images`, applied to each target batch with the predictor
+            of the current support set: adv-KIP (Tsilivis, Su, Kempe 2022, arXiv:2207.11727).
+        loss: `"mse"`, `"cross_entropy"`, or a function of predictions and targets (both (n, classes)).
+        ridge: relative to tr(K)/n, of the support set's Gram matrix.
+        log_every: steps between two records of the history, each of which is the mean over these steps.
+        evaluate: called with the current predictor (of the first kernel of a family) at each record; the numbers that
+            it returns are added to the record.
+        run: a run directory to log and checkpoint to. If it has a checkpoint, the run goes on from there.
+        checkpoint_every: seconds between checkpoints.
+        show_progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The distilled set, with the history and, if learned, the kernel.
+
+    Raises:
+        ValueError: names the argument, what came and what was expected.
+        FloatingPointError: the loss became infinite or NaN.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and, with a `run`, saved.
+    """
+    family = (kernel,) if isinstance(kernel, Kernel) else tuple(kernel)
+    if not family or not all(isinstance(member, Kernel) for member in family):
+        raise ValueError(f"kernel: got {kernel!r}, expected an ntkit.Kernel or a sequence of them")
+    images, labels, num_classes = check_data_set(images, labels, num_classes)
+    _at_least(1, per_class=per_class, log_every=log_every)
+    _at_least(0, steps=steps)
+    if not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
+        raise ValueError(f"ridge: got {ridge!r}, expected a finite number of at least 0")
+    support_size = per_class * num_classes
+    algorithm = _Algorithm(
+        optimizer=_default_optimizer() if optimizer is None else optimizer,
+        loss=_loss(loss),
+        target_batch=_batch_size("target_batch", target_batch, len(images)),
+        support_batch=_batch_size("support_batch", support_batch, support_size),
+        augment=augment,
+        adversary=adversary,
+        ridge=float(ridge),
+    )
+    key_support, key_steps = jax.random.split(key)
+    support = initial_support(init, images, labels, num_classes, per_class, key_support)
+    targets = np.asarray(one_hot(labels, num_classes), images.dtype)
+    fixed = _Fixed(
+        key=key_steps,
+        images=jnp.asarray(images),
+        targets=jnp.asarray(targets),
+        labels=jnp.asarray(labels, jnp.int32),
+        by_class=ClassIndex.of(labels, num_classes),
+        support_by_class=ClassIndex.of(support.classes, num_classes),
+    )
+    learned = {"images": jnp.asarray(support.images)}
+    constant: dict[str, Any] = {}
+    (learned if learn_labels else constant)["labels"] = jnp.asarray(support.targets, images.dtype)
+    leaves_as_arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf, images.dtype), family)
+    (learned if learn_kernel else constant)["kernels"] = leaves_as_arrays
+    fixed = dataclasses.replace(fixed, constant=constant)
+    state = _State(
+        learned=learned,
+        optimizer=algorithm.optimizer.init(learned),
+        step=jnp.zeros((), jnp.int32),
+        totals=_Totals.zero(images.dtype),
+    )
+    loop = _Loop(algorithm, fixed, steps, log_every, evaluate, run, checkpoint_every, show_progress)
+    state, records = loop(state)
+    parameters = constant | state.learned
+    kernels = parameters["kernels"]
+    return Distilled(
+        images=np.asarray(parameters["images"]),
+        labels=np.asarray(parameters["labels"]),
+        history=_columns(records),
+        kernel=kernels[0] if isinstance(kernel, Kernel) else kernels,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Algorithm:
+    """What a step does: static, so that two runs that differ in data alone share one compilation."""
+
+    optimizer: optax.GradientTransformation
+    loss: Loss
+    target_batch: int | None
+    support_batch: int | None
+    augment: Augment | None
+    adversary: Adversary | None
+    ridge: float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Fixed:
+    """What no step changes: the data, and the parameters that are not learned."""
+
+    key: Array
+    images: Array
+    targets: Array
+    labels: Array
+    by_class: ClassIndex
+    support_by_class: ClassIndex
+    constant: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Totals:
+    """Sums over the steps since the last record, and the largest ridge that any of them used."""
+
+    loss: Array
+    accuracy: Array
+    ridge: Array
+    count: Array
+
+    @classmethod
+    def zero(cls, dtype: np.dtype) -> _Totals:
+        return cls(*(jnp.zeros((), dtype) for _ in range(3)), jnp.zeros((), jnp.int32))
+
+    def add(self, loss: Array, accuracy: Array, ridge: Array) -> _Totals:
+        return _Totals(self.loss + loss, self.accuracy + accuracy, jnp.maximum(self.ridge, ridge), self.count + 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """All that a step changes; what a checkpoint holds."""
+
+    learned: dict[str, Any]
+    optimizer: Any
+    step: Array
+    totals: _Totals
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _advance(algorithm: _Algorithm, fixed: _Fixed, state: _State, count: Array) -> _State:
+    """Take `count` steps. The count is traced: one compilation serves every length of dispatch."""
+    return lax.fori_loop(0, count, lambda _, current: _step(algorithm, fixed, current), state)
+
+
+def _step(algorithm: _Algorithm, fixed: _Fixed, state: _State) -> _State:
+    keys = jax.random.split(jax.random.fold_in(fixed.key, state.step), 5)
+    images, targets, labels = fixed.images, fixed.targets, fixed.labels
+    if algorithm.target_batch is not None:
+        chosen = fixed.by_class.draw(keys[0], algorithm.target_batch)
+        images, targets, labels = images[chosen], targets[chosen], labels[chosen]
+    if algorithm.augment is not None:
+        images = algorithm.augment(keys[1], images)
+    rows = None
+    learned, optimizer_state = state.learned, state.optimizer
+    per_row = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != "kernels", learned)
+    constant = fixed.constant
+    if algorithm.support_batch is not None:
+        rows = fixed.support_by_class.draw(keys[2], algorithm.support_batch)
+        learned, optimizer_state = _take_rows(algorithm.optimizer, per_row, rows, learned, optimizer_state)
+        constant = {name: tree[rows] if name == "labels" else tree for name, tree in constant.items()}
+    num_kernels = len((constant | learned)["kernels"])
+    which = jax.random.randint(keys[3], (), 0, num_kernels)
+
+    def predictor(parameters: dict[str, Any], index: int) -> regression.Predictor:
+        return regression.fit(parameters["kernels"][index], parameters["images"], parameters["labels"], algorithm.ridge)
+
+    def objective(parameters: dict[str, Any], index: int) -> tuple[Array, tuple[Array, Array]]:
+        parameters = constant | parameters
+        batch = images
+        if algorithm.adversary is not None:
+            model = predictor(lax.stop_gradient(parameters), index)
+            batch = lax.stop_gradient(algorithm.adversary(model, images, labels, keys[4]))
+        model = predictor(parameters, index)
+        predictions = model(batch)
+        accuracy = jnp.mean(jnp.argmax(predictions, axis=1) == labels, dtype=predictions.dtype)
+        return algorithm.loss(predictions, targets), (accuracy, model.ridge)
+
+    branches = [
+        functools.partial(jax.value_and_grad(objective, has_aux=True), index=index) for index in range(num_kernels)
+    ]
+    (loss, (accuracy, ridge)), gradient = lax.switch(which, branches, learned)
+    updates, optimizer_state = algorithm.optimizer.update(gradient, optimizer_state, learned)
+    learned = jax.tree.map(lambda value, update: (value + update).astype(value.dtype), learned, updates)
+    if rows is not None:
+        learned, optimizer_state = _put_rows(
+            algorithm.optimizer, per_row, rows, (state.learned, state.optimizer), (learned, optimizer_state)
+        )
+    totals = state.totals.add(loss, accuracy, ridge)
+    return _State(learned, optimizer_state, state.step + 1, totals)
+
+
+def _rows_of_state(optimizer: optax.GradientTransformation, per_row: Any, state: Any) -> Any:
+    """Mark the leaves of an optimizer's state that have one row per support image, as its parameters do."""
+    import optax
+
+    return optax.tree_utils.tree_map_params(
+        optimizer, lambda _, row: row, state, per_row, transform_non_params=lambda _: False
+    )
+
+
+def _take_rows(
+    optimizer: optax.GradientTransformation, per_row: Any, rows: Array, learned: Any, state: Any
+) -> tuple[Any, Any]:
+    def take(row: bool, leaf: Array) -> Array:
+        return leaf[rows] if row else leaf
+
+    return (
+        jax.tree.map(take, per_row, learned),
+        jax.tree.map(take, _rows_of_state(optimizer, per_row, state), state),
+    )
+
+
+def _put_rows(
+    optimizer: optax.GradientTransformation, per_row: Any, rows: Array, old: tuple[Any, Any], new: tuple[Any, Any]
+) -> tuple[Any, Any]:
+    def put(row: bool, whole: Array, part: Array) -> Array:
+        return whole.at[rows].set(part) if row else part
+
+    marks = _rows_of_state(optimizer, per_row, old[1])
+    return jax.tree.map(put, per_row, old[0], new[0]), jax.tree.map(put, marks, old[1], new[1])
+
+
+# Seconds that one dispatch should take: long enough to hide its cost, short enough for Ctrl-C and the progress bar.
+_DISPATCH_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The part of a distillation that runs on the host: dispatch, records, checkpoints, interruption."""
+
+    algorithm: _Algorithm
+    fixed: _Fixed
+    steps: int
+    log_every: int
+    evaluate: Callable[[Model], Mapping[str, float]] | None
+    run: Run | None
+    checkpoint_every: float
+    show_progress: bool
+
+    def __call__(self, state: _State) -> tuple[_State, list[dict[str, Any]]]:
+        records: list[dict[str, Any]] = []
+        step = 0
+        if self.run is not None and (restored := self.run.restore(state)) is not None:
+            step, state = restored
+            records = self.run.metrics()
+        saved, saved_at = step, time.monotonic()
+        dispatch, warned = 1, False
+        with Interruption() as interruption, progress(self.steps, "distil", step, enabled=self.show_progress) as bar:
+            while step < self.steps:
+                # A record falls on a fixed step, whatever the speed, so that the history is deterministic too.
+                record_at = min(self.steps, (step // self.log_every + 1) * self.log_every)
+                count = min(dispatch, record_at - step)
+                started = time.monotonic()
+                state = jax.block_until_ready(_advance(self.algorithm, self.fixed, state, jnp.int32(count)))
+                seconds = time.monotonic() - started
+                if count == dispatch:
+                    dispatch = max(1, min(2 * dispatch, int(count * _DISPATCH_SECONDS / max(seconds, 1e-6))))
+                step += count
+                if step == record_at:
+                    record = self._record(step, state)
+                    warned = self._warn_once(record, warned)
+                    records.append(record)
+                    if self.run is not None:
+                        self.run.log(**record)
+                    state = dataclasses.replace(state, totals=_Totals.zero(state.totals.loss.dtype))
+                    bar.update(step, **{name: value for name, value in record.items() if name not in ("step", "ridge")})
+                else:
+                    bar.update(step)
+                due = time.monotonic() - saved_at >= self.checkpoint_every
+                if self.run is not None and (due or interruption.requested or step == self.steps):
+                    self.run.save(step, state)
+                    saved, saved_at = step, time.monotonic()
+                if interruption.requested and step < self.steps:
+                    where = "" if self.run is None else f"; saved in {self.run.path} at step {saved}"
+                    raise KeyboardInterrupt(f"stopped after {step} of {self.steps} steps{where}")
+        return state, records
+
+    def _record(self, step: int, state: _State) -> dict[str, Any]:
+        totals = state.totals
+        count = int(totals.count)
+        record = {
+            "step": step,
+            "loss": float(totals.loss) / count,
+            "accuracy": float(totals.accuracy) / count,
+            "ridge": float(totals.ridge),
+        }
+        if not (np.isfinite(record["loss"]) and np.isfinite(record["ridge"])):
+            raise FloatingPointError(
+                f"distillation diverged: the loss is {record['loss']} by step {step}; "
+                "try a smaller learning rate, a larger ridge or x64"
+            )
+        if self.evaluate is not None:
+            parameters = self.fixed.constant | state.learned
+            model = regression.fit(
+                parameters["kernels"][0], parameters["images"], parameters["labels"], self.algorithm.ridge
+            )
+            record |= {name: float(value) for name, value in self.evaluate(model).items()}
+        return record
+
+    def _warn_once(self, record: dict[str, Any], warned: bool) -> bool:
+        if not warned and record["ridge"] > self.algorithm.ridge * (1 + 1e-5):
+            regression.warn_of_ridge(self.algorithm.ridge, record["ridge"])
+            return True
+        return warned
+
+
+@functools.cache
+def _default_optimizer() -> optax.GradientTransformation:
+    # Cached: a new object would be a new static argument, and so a new compilation.
+    import optax
+
+    return optax.adam(LEARNING_RATE)
+
+
+def _loss(loss: str | Loss) -> Loss:
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ValueError(f"loss: got {loss!r}, expected one of {', '.join(map(repr, LOSSES))}, or a function")
+    return LOSSES[loss]
+
+
+def _batch_size(name: str, size: int | None, whole: int) -> int | None:
+    """Give the size of a batch, or None where it is everything."""
+    if size is None:
+        return None
+    _at_least(1, **{name: size})
+    return None if size >= whole else int(size)
+
+
+def _at_least(least: int, **arguments: int) -> None:
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
+
+
+def _columns(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    names = records[0] if records else {}
+    return {name: np.asarray([record[name] for record in records]) for name in names}

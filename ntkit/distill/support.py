@@ -1,0 +1,87 @@
+"""Where distillation starts: a class-balanced support set."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike
+
+from ntkit.data import check_images, check_labels, one_hot
+
+Init: TypeAlias = "Literal['real', 'noise'] | np.ndarray | jax.Array"
+
+
+class Support(NamedTuple):
+    """Images (n, …), targets (n, classes) and classes (n,) of a support set, sorted by class."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    classes: np.ndarray
+
+
+def check_data_set(images: ArrayLike, labels: ArrayLike, num_classes: int | None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Give a data set as NumPy arrays in JAX's precision, with its number of classes.
+
+    Raises:
+        ValueError: images or labels of wrong shape, dtype or value, or a class without examples.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    check_images("images", images)
+    if num_classes is None:
+        check_labels("labels", labels, len(images), np.iinfo(np.int32).max)
+        num_classes = int(labels.max()) + 1
+    check_labels("labels", labels, len(images), num_classes)
+    counts = np.bincount(labels, minlength=num_classes)
+    if counts.min() == 0:
+        raise ValueError(f"labels: class {counts.argmin()} of {num_classes} has no examples, expected some of each")
+    return images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False), labels, num_classes
+
+
+def initial_support(
+    init: Init, images: np.ndarray, labels: np.ndarray, num_classes: int, per_class: int, key: jax.Array
+) -> Support:
+    """Choose the support set that distillation starts from.
+
+    Args:
+        init: `"real"`: random images of each class. `"noise"`: normal noise with the mean and standard deviation of
+            `images`. An array (per_class · classes, …): these images, sorted by class.
+        images: the target images.
+        labels: their classes.
+        num_classes: number of classes.
+        per_class: support images of each class.
+        key: for what is random.
+
+    Raises:
+        ValueError: names the argument that does not fit, a class with too few examples among them.
+    """
+    classes = np.repeat(np.arange(num_classes), per_class)
+    targets = np.asarray(one_hot(classes, num_classes))
+    if isinstance(init, str):
+        if init == "real":
+            return Support(_real(images, labels, num_classes, per_class, key), targets, classes)
+        if init == "noise":
+            noise = np.asarray(jax.random.normal(key, (len(classes), *images.shape[1:])))
+            return Support((images.mean() + images.std() * noise).astype(images.dtype), targets, classes)
+        raise ValueError(f"init: got {init!r}, expected 'real', 'noise' or an array of images")
+    check_images("init", init)
+    given = np.asarray(init)
+    expected = (len(classes), *images.shape[1:])
+    if given.shape != expected:
+        raise ValueError(
+            f"init: got images of shape {given.shape}, expected {expected}: {per_class} of each class"
+        )
+    return Support(given.astype(images.dtype), targets, classes)
+
+
+def _real(images: np.ndarray, labels: np.ndarray, num_classes: int, per_class: int, key: jax.Array) -> np.ndarray:
+    chosen = []
+    for label, class_key in enumerate(jax.random.split(key, num_classes)):
+        members = np.flatnonzero(labels == label)
+        if len(members) < per_class:
+            raise ValueError(
+                f"per_class: got {per_class}, expected at most {len(members)}: class {label} has no more examples"
+            )
+        chosen.append(np.asarray(jax.random.permutation(class_key, members))[:per_class])
+    return images[np.concatenate(chosen)]
