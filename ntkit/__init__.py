@@ -4,8 +4,9 @@
 """
 
 from ntkit import _neural_tangents as _neural_tangents
-from ntkit import regression
+from ntkit import data, distill, networks, regression, runs
 from ntkit.architectures import Architecture, conv, convnet, fc, myrtle
+from ntkit.gram import gram
 from ntkit.kernels import Kernel, from_stax, nngp, ntk
 
 __all__ = [
@@ -13,10 +14,15 @@ __all__ = [
     "Kernel",
     "conv",
     "convnet",
+    "data",
+    "distill",
     "fc",
     "from_stax",
+    "gram",
     "myrtle",
+    "networks",
     "nngp",
     "ntk",
     "regression",
+    "runs",
 ]

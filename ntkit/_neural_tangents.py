@@ -19,6 +19,7 @@ import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,7 @@ def _views() -> dict[str, _View]:
         "jax",
         jax,
         core=core,
+        numpy=view("jax.numpy", jnp, size=_size),
         interpreters=view("jax.interpreters", importlib.import_module("jax.interpreters"), ad=ad_view),
         tree_map=jax.tree_util.tree_map,
         util=view("jax.util", None, safe_map=_safe_map, safe_zip=_safe_zip),
@@ -109,6 +111,11 @@ def _safe_map(function: Callable[..., Any], *sequences: Any) -> list[Any]:
 
 def _safe_zip(*sequences: Any) -> list[Any]:
     return list(zip(*map(list, sequences), strict=True))
+
+
+def _size(array: Any) -> int:
+    # JAX is about to stop taking the size of a shape without an array.
+    return math.prod(array.shape) if isinstance(array, jax.core.ShapedArray) else jnp.size(array)
 
 
 def _eigvalsh(matrix: Any, *, eigvals: tuple[int, int] | None = None, **options: Any) -> Any:
@@ -165,13 +172,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         package = fullname.partition(".")[0]
         if package not in ("neural_tangents", "tests"):
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
-            if spec is not None:
-                break
-        else:
-            return None
-        if not spec.origin or not spec.origin.endswith(".py"):
+        # Those before this one have been asked already.
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next(filter(None, specs), None)
+        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
             return None
         if package == "tests" and not _is_test_of_neural_tangents(fullname, spec.origin):
             return None
@@ -192,22 +197,44 @@ def _is_test_of_neural_tangents(fullname: str, origin: str) -> bool:
 
 
 def _import_experimental_later(neural_tangents: ModuleType) -> None:
-    del neural_tangents.experimental  # type: ignore[attr-defined]  # the placeholder that `_import` left
+    del vars(neural_tangents)["experimental"]  # the placeholder that `_import` left
 
     def __getattr__(name: str) -> Any:
         if name == "experimental":
             return importlib.import_module("neural_tangents.experimental")
         raise AttributeError(f"module 'neural_tangents' has no attribute {name!r}")
 
-    neural_tangents.__getattr__ = __getattr__  # type: ignore[method-assign]
+    vars(neural_tangents)["__getattr__"] = __getattr__
+
+
+def _repair_predict(predict: Any) -> None:
+    # Solvers are cached, so they are computed outside of a surrounding `jit`. Where the kernel itself is traced they
+    # can't be; `eval_context` used to let tracers through, and refuses them now.
+    views = _views()
+    core = _View("jax.core", views["jax.core"], {"eval_context": contextlib.nullcontext})
+    predict.jax = _View("jax", views["jax"], {"core": core})
+
+    def outside_of_jit(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs)))
+            with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    predict._get_cho_solve = outside_of_jit(predict._get_cho_solve)
+    predict._get_fns_in_eigenbasis = outside_of_jit(predict._get_fns_in_eigenbasis)
 
 
 # Structured derivatives, on JAX's public API.
 
 
-def _repair_empirical(empirical: ModuleType) -> None:
+def _repair_empirical(empirical: Any) -> None:
     from jax.extend.core import Literal
-    from jax.interpreters.ad import UndefinedPrimal, Zero
+
+    ad: Any = importlib.import_module("jax.interpreters.ad")
+    UndefinedPrimal, Zero = ad.UndefinedPrimal, ad.Zero
 
     def get_primals_out_and_pullback(
         fn: Callable[..., Any],
@@ -266,16 +293,17 @@ def _repair_empirical(empirical: ModuleType) -> None:
             (out,) = _bind(eqn, filled)
             return out
 
-        shapes = [jax.ShapeDtypeStruct(aval(invals[i]).shape, aval(invals[i]).dtype) for i in linear]
+        transpose = jax.linear_transpose(apply, *(aval(invals[i]) for i in linear))
         cotangents_out: list[Any] = [None] * len(invals)
-        for i, ct in zip(linear, jax.linear_transpose(apply, *shapes)(cotangent), strict=True):
+        for i, ct in zip(linear, transpose(cotangent), strict=True):
             cotangents_out[i] = ct
         return cotangents_out
 
     def read_primal(env: Mapping[Any, Any], var: Any) -> Any:
+        shape: Any = var.aval
         if isinstance(var, Literal):
-            return jnp.asarray(var.val, var.aval.dtype)  # the rules ask for its shape; it may be a Python scalar
-        return env.get(var, UndefinedPrimal(var.aval))
+            return jnp.asarray(var.val, shape.dtype)  # it may be a Python scalar, and the rules ask for its shape
+        return env.get(var, UndefinedPrimal(shape))
 
     structured = empirical._structured_derivatives_ntk_fn
 
@@ -306,10 +334,7 @@ def _repair_empirical(empirical: ModuleType) -> None:
         cheapest: dict[Any, Callable[..., Any]] = {}
 
         def ntk_fn(x1: Any, x2: Any, params: Any, **apply_fn_kwargs: Any) -> Any:
-            shapes = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)),
-                ((x1, x2, params), apply_fn_kwargs),
-            )
+            shapes = jax.eval_shape(lambda *everything: everything, (x1, x2, params), apply_fn_kwargs)
             leaves, tree = jax.tree.flatten(shapes)
             key = (tree, *((leaf.shape, leaf.dtype) for leaf in leaves))
             if key not in cheapest:
@@ -318,13 +343,13 @@ def _repair_empirical(empirical: ModuleType) -> None:
 
         return ntk_fn
 
-    empirical._implementation_to_ntk_fn.update(  # type: ignore[attr-defined]
-        {**implementations, empirical.NtkImplementation.AUTO: auto_ntk_fn}
+    empirical._implementation_to_ntk_fn.update({**implementations, empirical.NtkImplementation.AUTO: auto_ntk_fn})
+    vars(empirical).update(
+        _get_primals_out_and_pullback=get_primals_out_and_pullback,
+        _eqn_jvp_fn=eqn_jvp,
+        _eqn_vjp_fn=eqn_vjp,
+        _read_primal=read_primal,
     )
-    empirical._get_primals_out_and_pullback = get_primals_out_and_pullback  # type: ignore[attr-defined]
-    empirical._eqn_jvp_fn = eqn_jvp  # type: ignore[attr-defined]
-    empirical._eqn_vjp_fn = eqn_vjp  # type: ignore[attr-defined]
-    empirical._read_primal = read_primal  # type: ignore[attr-defined]
 
 
 def _flops(ntk_fn: Callable[..., Any], shapes: Any) -> float:
@@ -368,8 +393,15 @@ def _linear_jaxpr(tangent_fn: Callable[..., Any], primals: Any) -> tuple[SimpleN
         else:  # such as the forward pass that `jax.checkpoint` repeats
             args = [v.val if isinstance(v, Literal) else constants[v] for v in eqn.invars]
             constants.update(zip(eqn.outvars, _bind(eqn, args), strict=True))
+    # An equation whose outputs nobody reads would get no cotangent.
+    needed = {v for v in flat.jaxpr.outvars if not isinstance(v, Literal)}
+    live = []
+    for eqn in reversed(eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            live.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
     jaxpr = SimpleNamespace(
-        invars=flat.jaxpr.invars, outvars=flat.jaxpr.outvars, constvars=list(constants), eqns=eqns
+        invars=flat.jaxpr.invars, outvars=flat.jaxpr.outvars, constvars=list(constants), eqns=live[::-1]
     )
     return jaxpr, list(constants.values())
 
@@ -400,10 +432,7 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
 def _split(x: Any, *, sizes: Sequence[int], axis: int) -> list[Any]:
     """Split as the primitive does, which has several outputs, by slices, which have one each."""
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [
-        jax.lax.slice_in_dim(x, start, start + size, axis=axis)
-        for start, size in zip(starts, sizes, strict=True)
-    ]
+    return [jax.lax.slice_in_dim(x, start, start + size, axis=axis) for start, size in zip(starts, sizes, strict=True)]
 
 
 def _bind(eqn: Any, args: Sequence[Any]) -> list[Any]:
@@ -417,12 +446,24 @@ def _bind(eqn: Any, args: Sequence[Any]) -> list[Any]:
 _REPAIRS: dict[str, Callable[[ModuleType], None]] = {
     "neural_tangents": _import_experimental_later,
     "neural_tangents._src.empirical": _repair_empirical,
+    "neural_tangents._src.predict": _repair_predict,
 }
 _FINDER = _Finder()
 
 
 def _install() -> None:
     _check_jax_version(jax.__version__)
+    loaded = [name for name in sys.modules if name.partition(".")[0] == "neural_tangents"]
+    if "neural_tangents" in loaded:
+        if type(sys.modules["neural_tangents"].__loader__).__module__ != __name__:
+            raise ImportError(
+                "neural_tangents was imported before ntkit, which repairs it while it is imported. "
+                "Put `import ntkit` before `import neural_tangents`."
+            )
+    else:
+        # Where `import neural_tangents` failed before, the parts that it did import are still there, unrepaired.
+        for name in loaded:
+            del sys.modules[name]
     _FINDER.go_first()
 
 

@@ -17,7 +17,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit.gram import gram as gram_in_blocks
 from ntkit.kernels import Kernel
+from ntkit.kernels._inputs import traced
 
 
 class RidgeWarning(UserWarning):
@@ -44,8 +46,8 @@ class Predictor:
     ridge: Float[Array, ""]
 
     def __call__(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m outputs"]:
-        """Predict the outputs (m, outputs) for a batch of inputs, which is evaluated whole."""
-        return jnp.matmul(self.kernel(x, self.support), self.weights, precision="highest")
+        """Predict the outputs (m, outputs) for a batch of inputs."""
+        return jnp.matmul(_gram(self.kernel, x, self.support), self.weights, precision="highest")
 
 
 def fit(
@@ -71,13 +73,13 @@ def fit(
     finite.
     """
     x, y = _check_training_set(x, y)
-    if not isinstance(ridge, jax.core.Tracer) and not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
+    if not traced(ridge) and not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
         raise ValueError(f"ridge: got {ridge!r}, expected a finite scalar of at least 0")
-    gram = kernel(x)
+    gram = _gram(kernel, x, None)
     weights, used = _solve(gram, y, jnp.asarray(ridge, gram.dtype))
-    if not isinstance(weights, jax.core.Tracer):
+    if not traced(weights):
         _check_finite("fit", weights)
-    if not isinstance(used, jax.core.Tracer) and not isinstance(ridge, jax.core.Tracer):
+    if not traced(used, ridge):
         warn_of_ridge(float(ridge), float(used))
     return Predictor(kernel, x, weights, used)
 
@@ -106,12 +108,12 @@ def flow(
     """
     x, y = _check_training_set(x, y)
     for name, value in (("time", time), ("learning_rate", learning_rate)):
-        if not isinstance(value, jax.core.Tracer) and not (np.ndim(value) == 0 and value >= 0):
+        if not traced(value) and not (np.ndim(value) == 0 and value >= 0):
             raise ValueError(f"{name}: got {value!r}, expected a scalar of at least 0")
-    gram = kernel(x)
+    gram = _gram(kernel, x, None)
     scaled_time = jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / y.size
     weights = _flow(gram, y, scaled_time)
-    if not isinstance(weights, jax.core.Tracer):
+    if not traced(weights):
         _check_finite("flow", weights)
     return Predictor(kernel, x, weights, jnp.zeros((), gram.dtype))
 
@@ -215,6 +217,11 @@ def _factorize(regularized: Callable[[Array], Array], ridge: Array, gram: Array)
 
 
 _solve = jax.jit(solve)
+
+
+def _gram(kernel: Kernel, x1: ArrayLike, x2: Array | None) -> Array:
+    """Give a Gram matrix: whole while being traced, else in blocks if it is too large for one call."""
+    return kernel(x1, x2) if traced(kernel, x1, x2) else gram_in_blocks(kernel, x1, x2)
 
 
 @jax.custom_jvp

@@ -69,9 +69,7 @@ def initial_support(
     given = np.asarray(init)
     expected = (len(classes), *images.shape[1:])
     if given.shape != expected:
-        raise ValueError(
-            f"init: got images of shape {given.shape}, expected {expected}: {per_class} of each class"
-        )
+        raise ValueError(f"init: got images of shape {given.shape}, expected {expected}: {per_class} of each class")
     return Support(given.astype(images.dtype), targets, classes)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ntkit.kernels._inputs import check_inputs
+from ntkit.kernels._inputs import check_inputs, check_pair
 
 
 class Kernel:
@@ -26,6 +26,15 @@ class Kernel:
     def engine(self) -> str:
         """What computes the kernel, for example `"neural_tangents"`."""
         raise AttributeError(f"{type(self).__name__} names no engine")
+
+    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """Estimate the memory that evaluating one pair takes while many are in flight.
+
+        **Arguments:** `shape`: of one input. `itemsize`: bytes of a number.
+        """
+        # A kernel that says nothing of itself may hold a few covariances between all pixels of both images.
+        pixels = shape[0] * shape[1] if len(shape) == 3 else 1
+        return 4 * itemsize * pixels**2
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
         """Evaluate the kernel on checked inputs; `x2=None` means `x1` again."""
@@ -48,13 +57,7 @@ class Kernel:
 
         **Raises:** `ValueError` that names the argument whose shape or dtype does not fit.
         """
-        x1 = check_inputs("x1", x1)
-        if x2 is None:
-            return _gram(self, x1, None)
-        x2 = check_inputs("x2", x2)
-        if x1.shape[1:] != x2.shape[1:]:
-            raise ValueError(f"x2: got inputs of shape {x2.shape[1:]}, expected {x1.shape[1:]} as in x1")
-        return _gram(self, x1, x2)
+        return _gram(self, *check_pair(x1, x2))
 
     def diagonal(self, x: Float[ArrayLike, "n ..."]) -> Float[Array, " n"]:
         """Give the kernel of each input with itself: the diagonal of `self(x)`, without the rest of it."""
@@ -102,6 +105,9 @@ class _Pair(Kernel):
     def engine(self) -> str:
         return " + ".join(dict.fromkeys((self.first.engine, self.second.engine)))
 
+    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        return self.first.pair_bytes(shape, itemsize) + self.second.pair_bytes(shape, itemsize)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +150,9 @@ class Scaled(Kernel):
     @property
     def engine(self) -> str:
         return self.kernel.engine
+
+    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        return self.kernel.pair_bytes(shape, itemsize)
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
         return self.scale * self.kernel.gram(x1, x2)

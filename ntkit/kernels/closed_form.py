@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import jax
 from jaxtyping import Array
 
-from ntkit.architectures import Architecture, Flatten, check_image_shape
+from ntkit.architectures import Architecture, AveragePool, Flatten, GlobalAveragePool, check_image_shape
 from ntkit.kernels.base import Kernel
 from ntkit.kernels.stax import Get
 
@@ -59,6 +59,14 @@ class NeuralTangentsKernel(Kernel):
     def engine(self) -> str:
         """Always `"neural_tangents"`."""
         return "neural_tangents"
+
+    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        layers = self.architecture.layers
+        pixels = shape[0] * shape[1] if len(shape) == 3 and not isinstance(layers[0], Flatten) else 1
+        pooled = any(isinstance(layer, AveragePool | GlobalAveragePool) for layer in layers)
+        # Covariances of NNGP and NTK, and what turns one layer's into the next one's. Pooling mixes pixels of one image
+        # with all of the other's; without it only pixels at the same place meet.
+        return 6 * itemsize * (pixels**2 if pooled else pixels)
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
         check_image_shape(self.architecture, x1.shape[1:])

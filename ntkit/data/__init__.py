@@ -1,0 +1,22 @@
+"""Data sets, what kernels regress on, preprocessing and augmentation."""
+
+from ntkit.data.augment import Augmentation
+from ntkit.data.checks import check_images, check_labels
+from ntkit.data.dataset import Dataset, Split
+from ntkit.data.load import load
+from ntkit.data.preprocess import ZCA, Identity, Preprocessing, Standardize
+from ntkit.data.targets import one_hot
+
+__all__ = [
+    "ZCA",
+    "Augmentation",
+    "Dataset",
+    "Identity",
+    "Preprocessing",
+    "Split",
+    "Standardize",
+    "check_images",
+    "check_labels",
+    "load",
+    "one_hot",
+]

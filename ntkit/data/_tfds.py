@@ -1,0 +1,179 @@
+"""TensorFlow Datasets read into memory without TensorFlow.
+
+TFDS names, downloads and describes the data; the prepared files are read here. Importing TensorFlow takes many
+seconds and claims the memory of any GPU it sees, and an image classification record needs neither: it is a
+protocol buffer with a compressed image and a class.
+"""
+
+import difflib
+import io
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntkit.data.dataset import Dataset, Split
+
+
+def load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """Read the TFDS set `name`, downloading it if no prepared copy is there; see `ntkit.data.load`."""
+    builder = _builder(name, data_dir)
+    image_key, label_key = _image_and_label(name, builder)
+    _prepare(name, builder)
+    missing = [split for split in ("train", "test") if split not in builder.info.splits]
+    if missing:
+        raise ValueError(
+            f"name: got {name!r} with splits {', '.join(builder.info.splits) or 'none'}, expected a data set with "
+            "train and test"
+        )
+    label = builder.info.features[label_key]
+    train, test = (
+        _read_split(name, builder, split, image_key, label_key, label.num_classes) for split in ("train", "test")
+    )
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise _ragged(name, train.images.shape[1:], test.images.shape[1:])
+    return Dataset(
+        name=name,
+        train=train,
+        test=test,
+        num_classes=label.num_classes,
+        class_names=tuple(str(class_name) for class_name in label.names),
+    )
+
+
+def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    """The TFDS builder of `name`: by its class, or read from a prepared folder that no class of TFDS made."""
+    import tensorflow_datasets as tfds
+
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise FileNotFoundError(
+            f"data_dir: got {os.fspath(data_dir)!r}, expected an existing directory (to download there, make it first)"
+        )
+    # TFDS reads its variable once, when it is imported; asking here lets a program set it later.
+    folder = data_dir if data_dir is not None else os.environ.get("TFDS_DATA_DIR") or None
+    try:
+        return tfds.builder(name, data_dir=folder)
+    except Exception as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        # Names are case-sensitive to TFDS and come with a config and a version: "cifar10_1/v4:1.0.0".
+        base = name.split("/")[0].split(":")[0]
+        local = [p.name for p in Path(folder).iterdir() if p.is_dir()] if folder and Path(folder).is_dir() else []
+        if base in known or base in local:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"name: got {name!r}, which TFDS refuses: {reason}") from error
+        close = difflib.get_close_matches(base.lower(), ["digits", *local, *known])
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(
+            f"name: got {name!r}, expected 'digits' or the name of a TensorFlow Datasets (TFDS) set{hint}"
+        ) from error
+
+
+def _image_and_label(name: str, builder: Any) -> tuple[str, str]:
+    """The keys of the image and of the class label: TFDS's own supervised pair, else the plain names."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    pairs: list[tuple[str, str]] = [("image", "label")]
+    if len(builder.info.supervised_keys or ()) == 2:
+        pairs.insert(0, builder.info.supervised_keys)
+    for image_key, label_key in pairs:
+        # Supervised keys may be nested, and features may be no dictionary at all.
+        try:
+            image, label = features[image_key], features[label_key]
+        except (KeyError, TypeError):
+            continue
+        if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
+            if not np.issubdtype(image.np_dtype, np.integer):
+                raise ValueError(f"name: got {name!r}, whose pixels are {image.np_dtype}, expected integer pixels")
+            return image_key, label_key
+    got = ", ".join(f"{key} ({type(value).__name__})" for key, value in features.items())
+    raise ValueError(f"name: got {name!r}, whose features are {got}, expected a data set of images with a class label")
+
+
+def _prepare(name: str, builder: Any) -> None:
+    """Download the set unless a prepared copy is there already."""
+    if builder.is_prepared():
+        return
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise RuntimeError(
+            f"name: TFDS could not download {name!r} into {builder.data_path} ({type(error).__name__}: {reason}); "
+            "where there is no network, give a data_dir that holds a prepared copy"
+        ) from error
+
+
+def _read_split(name: str, builder: Any, split: str, image_key: str, label_key: str, num_classes: int) -> Split:
+    n = builder.info.splits[split].num_examples
+    if n == 0:
+        raise ValueError(f"name: got {name!r}, whose {split} split is empty, expected images")
+    dtype = builder.info.features[image_key].np_dtype
+    pixels: np.ndarray | None = None
+    labels = np.empty(n, np.int32)
+    count = 0
+    for image, label in _examples(builder, split, image_key, label_key):
+        if pixels is None:
+            # Filled in place in the pixels' own dtype, a quarter of what they take as floats.
+            pixels = np.empty((n, *image.shape), dtype)
+        if image.shape != pixels.shape[1:]:
+            raise _ragged(name, pixels.shape[1:], image.shape)
+        if count < n:
+            pixels[count] = image
+            labels[count] = label
+        count += 1
+    if pixels is None or count != n:
+        raise ValueError(f"name: got {name!r}, whose {split} split is damaged: {count} images, expected {n}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"name: got {name!r}, whose {split} split has labels from {labels.min()} to {labels.max()}, expected "
+            f"classes from 0 to {num_classes - 1}"
+        )
+    return Split(np.divide(pixels, np.iinfo(dtype).max, dtype=np.float32), labels)
+
+
+def _examples(builder: Any, split: str, image_key: str, label_key: str) -> Iterator[tuple[np.ndarray, int]]:
+    """The images, of shape (height, width, channels), and classes of a split, in the order of its files."""
+    if builder.info.file_format.value != "tfrecord":
+        for example in builder.as_data_source(split):
+            yield example[image_key], int(example[label_key])
+        return
+
+    from PIL import Image
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    channels = builder.info.features[image_key].shape[-1]
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+    for path in builder.info.splits[split].filepaths:
+        for record in _tfrecords(os.fspath(path)):
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            image = Image.open(io.BytesIO(feature[image_key].bytes_list.value[0]))
+            # A grey JPEG in a colour set; 16-bit pixels ("I;16") stay what they are.
+            if mode is not None and image.mode != mode and not image.mode.startswith("I"):
+                image = image.convert(mode)
+            pixels = np.asarray(image)
+            if pixels.ndim == 2:
+                pixels = pixels[..., None]
+            yield pixels, feature[label_key].int64_list.value[0]
+
+
+def _tfrecords(path: str) -> Iterator[bytes]:
+    """The records of a TFRECORD file: length (8 bytes), its checksum (4), the record, its checksum (4)."""
+    with open(path, "rb") as file:
+        while header := file.read(12):
+            if len(header) < 12:
+                raise ValueError(f"{path} is damaged: it ends inside a record")
+            (length,) = struct.unpack_from("<Q", header)
+            record = file.read(length + 4)
+            if len(record) < length + 4:
+                raise ValueError(f"{path} is damaged: it ends inside a record")
+            yield record[:length]
+
+
+def _ragged(name: str, first: tuple[int, ...], other: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"name: got {name!r} with images of shape {first} and {other}, expected images that all have one size"
+    )

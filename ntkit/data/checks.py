@@ -1,0 +1,83 @@
+"""Checks of images and labels where they enter the library: one `ValueError`, one line, the argument named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_images(name: str, images: Any) -> None:
+    """Check that `images` is a batch that can be computed with.
+
+    **Arguments:**
+
+    - `name`: the argument's name as the caller's user knows it, for the message.
+    - `images`: floats (n, height, width, channels) or (n, d), none of these 0. Traced arrays are checked for shape
+      and dtype only.
+
+    **Raises:** `ValueError` if `images` is not an array of floats, has another rank, has an empty axis, or holds NaN or
+    infinity (the message gives the index of the first bad image).
+    """
+    x = _as_array(name, images)
+    if x.ndim not in (2, 4):
+        raise ValueError(f"{name}: got shape {x.shape}, expected (n, height, width, channels) or (n, d)")
+    # JAX's view of dtypes, not NumPy's: bfloat16 is a float too.
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name}: got dtype {x.dtype}, expected floats (images in [0, 1], or preprocessed)")
+    if 0 in x.shape:
+        raise ValueError(f"{name}: got shape {x.shape}, expected at least one image and one value in it")
+    if isinstance(x, jax.core.Tracer):
+        return
+    xp: Any = jnp if isinstance(x, jax.Array) else np
+    finite = xp.isfinite(x)
+    # A good batch costs one number's transfer from a device; only a bad one is looked through for its index.
+    if not finite.all():
+        bad = np.flatnonzero(~np.asarray(finite).reshape(len(x), -1).all(axis=1))
+        raise ValueError(
+            f"{name}: got NaN or infinity in {len(bad)} of {len(x)} images, the first at index {bad[0]}, "
+            "expected finite values"
+        )
+
+
+def check_labels(name: str, labels: Any, n: int | None, num_classes: int) -> None:
+    """Check that `labels` names one class for each of n images.
+
+    **Arguments:**
+
+    - `name`: the argument's name as the caller's user knows it, for the message.
+    - `labels`: integers (n,) in [0, num_classes), any integer dtype. Traced labels are checked for shape and dtype
+      only.
+    - `n`: how many labels there must be; None for any number.
+    - `num_classes`: the number of classes.
+
+    **Raises:** `ValueError` if `labels` has another rank, length or dtype, or holds a class out of range (the message
+    gives the index of the first).
+    """
+    y = _as_array(name, labels)
+    if y.ndim != 1:
+        raise ValueError(f"{name}: got shape {y.shape}, expected (n,), one class for each image")
+    if n is not None and len(y) != n:
+        raise ValueError(f"{name}: got {len(y)} labels, expected {n}, one for each image")
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"{name}: got dtype {y.dtype}, expected integers")
+    if isinstance(y, jax.core.Tracer):
+        return
+    values = np.asarray(y)
+    bad = np.flatnonzero((values < 0) | (values >= num_classes))
+    if len(bad):
+        raise ValueError(
+            f"{name}: got {values[bad[0]]} at index {bad[0]}, expected classes from 0 to {num_classes - 1}"
+        )
+
+
+def _as_array(name: str, x: Any) -> Any:
+    """`x` itself if it is an array, else the NumPy array that it converts to."""
+    if isinstance(x, np.ndarray | jax.Array):
+        return x
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: got {type(x).__name__}, expected an array") from error

@@ -1,0 +1,45 @@
+"""What a data set is once it is in memory: two splits of images and labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels.
+
+    **Fields:**
+
+    - `images`: float32 NumPy array (n, height, width, channels) with values in [0, 1].
+    - `labels`: int32 NumPy array (n,) with values in [0, num_classes).
+    """
+
+    images: Float32[np.ndarray, "n height width channels"]
+    labels: Int32[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images of shape {self.images.shape[1:]})"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled image data set, all of it in memory.
+
+    **Fields:**
+
+    - `name`: the name it was loaded by.
+    - `train`, `test`: images and labels, of the same image shape and classes.
+    - `num_classes`: the number of classes C.
+    - `class_names`: C names, in the order of the labels.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]

@@ -1,0 +1,306 @@
+"""Preprocessing fitted on the training images: fit on float64 NumPy, apply as differentiable JAX.
+
+A preprocessing is an immutable pytree: pass it through `jit`, differentiate through `transform` to attack in pixel
+space, and store it beside what was computed in its space with `to_arrays`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ntkit.data.checks import check_images
+
+# Below this contrast (root mean square, in units of the training set's standard deviation) an image is flat: what
+# is left after its mean is subtracted is rounding, which layer normalization would blow up to a unit vector. One
+# pixel of a 32×32 image that is one grey level off its neighbours is 20 times more.
+_FLAT = 1e-5
+
+# Images in float64 at a time while fitting: 100 MB for CIFAR-10, whose training set would take 1.2 GB.
+_FIT_BLOCK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessing:
+    """A map from images, float with values in [0, 1], to what a kernel is fed, with its inverse.
+
+    Subclasses are `Identity`, `Standardize` and `ZCA`. `transform` and `inverse` take any number of leading batch
+    axes (so they can be `vmap`ped), keep the shape, return float32, and can be differentiated.
+    """
+
+    _kinds: ClassVar[dict[str, type[Preprocessing]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Preprocessing._kinds[cls.__name__] = cls
+
+    def transform(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
+        """From pixels to the kernel's inputs."""
+        raise NotImplementedError
+
+    def inverse(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
+        """From the kernel's inputs to pixels."""
+        raise NotImplementedError
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All that was fitted, as NumPy arrays by name: what `np.savez` stores without pickling."""
+        arrays = {f.name: np.asarray(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"kind": np.asarray(type(self).__name__), **arrays}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
+        """The preprocessing that `to_arrays` took apart, bit for bit.
+
+        Called on `Preprocessing` it makes the kind that was stored.
+
+        **Arguments:**
+
+        - `arrays`: those of `to_arrays`, or an open `.npz` file that has them; other keys are ignored.
+
+        **Raises:** `ValueError` if `arrays` lacks a key, or holds another kind of preprocessing.
+        """
+        kind = str(arrays["kind"]) if "kind" in arrays else None
+        stored = Preprocessing._kinds.get(kind or "")
+        if stored is None or not issubclass(stored, cls):
+            expected = [k for k, c in Preprocessing._kinds.items() if issubclass(c, cls)]
+            raise ValueError(f"arrays: got kind {kind!r}, expected one of {expected} under the key 'kind'")
+        fields = dataclasses.fields(stored)
+        if missing := [f.name for f in fields if f.name not in arrays]:
+            raise ValueError(f"arrays: got no {missing}, expected all that {kind}.to_arrays() gives")
+        return stored(**{f.name: _restore(f, arrays[f.name]) for f in fields})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Identity(Preprocessing):
+    """No preprocessing: for code that always has one."""
+
+    def transform(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
+        """`x`, as float32."""
+        return jnp.asarray(x, jnp.float32)
+
+    def inverse(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
+        """`x`, as float32."""
+        return jnp.asarray(x, jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Standardize(Preprocessing):
+    """Each channel to mean 0 and standard deviation 1 over the training set: the KIP papers' standard preprocessing.
+
+    Made by `Standardize.fit`. For vectors `(n, d)` every feature is a channel.
+
+    **Fields:**
+
+    - `mean`: float32 (channels,), the mean over training images and pixels.
+    - `std`: float32 (channels,), the standard deviation over the same (divided by n, not n − 1), 1 for a channel that
+      is constant.
+    """
+
+    mean: Float[Array, " channels"]
+    std: Float[Array, " channels"]
+
+    @classmethod
+    def fit(cls, images: Float[ArrayLike, "n ..."]) -> Self:
+        """Channel means and standard deviations of training images.
+
+        **Arguments:**
+
+        - `images`: floats (n, height, width, channels) or (n, d), n ≥ 2.
+
+        **Raises:** `ValueError` if `images` is not such an array, is not finite, or holds fewer than 2 images.
+        """
+        x = _training_images(images)
+        mean, std = _channel_moments(x)
+        return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+
+    def transform(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
+        """`(x − mean) / std`, channel by channel."""
+        x = _batch_of(x, (self.mean.shape[0],))
+        return (x - self.mean) / self.std
+
+    def inverse(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
+        """`x · std + mean`, channel by channel: exactly the inverse."""
+        x = _batch_of(x, (self.mean.shape[0],))
+        return x * self.std + self.mean
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class ZCA(Preprocessing):
+    """Regularized ZCA whitening, as in the KIP papers.
+
+    Made by `ZCA.fit`. Following the code published with Nguyen, Novak, Xiao & Lee (2021, arXiv:2107.13034;
+    regularized ZCA after Shankar et al. 2020, arXiv:2003.02237, and Lee et al. 2020, arXiv:2007.15801), an image is
+
+    1. standardized channel by channel, as by `Standardize`;
+    2. flattened to d numbers and layer-normalized: less its own mean, then divided by its own Euclidean norm;
+    3. multiplied by W = U (Σ + λ tr(C)/d)^(−1/2) Uᵀ, where C = XᵀX/n = U Σ Uᵀ is the second moment of the n
+       training images so prepared. No mean over the training images is subtracted, here or in C.
+
+    Directions that the training images do not span (all past the n-th when n < d, and null directions when λ = 0)
+    are left as they are, factor 1.
+
+    **Fields:**
+
+    - `mean`, `std`: float32 (channels,), as in [`Standardize`][].
+    - `whitening`, `unwhitening`: float32 (d, d), W and W⁻¹, both symmetric.
+    - `norm`: float32 scalar, the training images' average norm in step 2; 1 without layer normalization.
+    - `shape`: the shape of one image.
+    - `layer_norm`: whether step 2 is done.
+    - `regularization`: λ.
+    """
+
+    mean: Float[Array, " channels"]
+    std: Float[Array, " channels"]
+    whitening: Float[Array, "d d"]
+    unwhitening: Float[Array, "d d"]
+    norm: Float[Array, ""]
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    layer_norm: bool = dataclasses.field(metadata={"static": True})
+    regularization: float = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def fit(cls, images: Float[ArrayLike, "n ..."], regularization: float = 0.1, layer_norm: bool = True) -> Self:
+        """The whitening of training images.
+
+        **Arguments:**
+
+        - `images`: floats (n, height, width, channels) or (n, d), n ≥ 2. Whether they were standardized before makes
+          no difference.
+        - `regularization`: λ ≥ 0, relative to the mean eigenvalue of C. Default 0.1, the KIP papers' value for
+          CIFAR-10.
+        - `layer_norm`: False leaves out step 2, which makes `inverse` exact.
+
+        **Raises:** `ValueError` if `images` is not such an array, is not finite, holds fewer than 2 images or nothing
+        but flat ones, or if `regularization` is negative or not finite.
+        """
+        x = _training_images(images)
+        if not (math.isfinite(regularization) and regularization >= 0):
+            raise ValueError(f"regularization: got {regularization!r}, expected a finite number, at least 0")
+        mean, std = _channel_moments(x)
+        moment, norm = _second_moment(x, mean, std, layer_norm)
+        if not np.trace(moment) > 0:
+            raise ValueError("images: got images that are all flat, expected some contrast")
+        whitening, unwhitening = _whitening(moment, regularization, len(x))
+        f32 = jnp.float32
+        return cls(
+            mean=jnp.asarray(mean, f32),
+            std=jnp.asarray(std, f32),
+            whitening=jnp.asarray(whitening, f32),
+            unwhitening=jnp.asarray(unwhitening, f32),
+            norm=jnp.asarray(norm, f32),
+            shape=x.shape[1:],
+            layer_norm=bool(layer_norm),
+            regularization=float(regularization),
+        )
+
+    def transform(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
+        """Steps 1 to 3. A flat image (every pixel the channel's mean, or off it by one constant) goes to 0.
+
+        With layer normalization the brightness and the contrast of `x` make no difference.
+        """
+        x = _batch_of(x, self.shape)
+        z = ((x - self.mean) / self.std).reshape(*x.shape[: x.ndim - len(self.shape)], -1)
+        if self.layer_norm:
+            z = _layer_normalized(z)
+        return _product(z, self.whitening).reshape(x.shape)
+
+    def inverse(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
+        """A picture of `x` in pixels: W⁻¹, times the training images' average norm, and out of standardization.
+
+        Without layer normalization this is exactly the inverse. With it, each image's own mean and norm are lost:
+        the picture has the brightness and contrast of an average training image, and `transform` takes it back to
+        `x` whenever `x` is itself a transformed image. Pixels may lie outside [0, 1]: clip them to show them.
+        """
+        x = _batch_of(x, self.shape)
+        z = _product(x.reshape(*x.shape[: x.ndim - len(self.shape)], -1), self.unwhitening)
+        return (self.norm * z).reshape(x.shape) * self.std + self.mean
+
+
+def _training_images(images: Any) -> np.ndarray:
+    check_images("images", images)
+    x = np.asarray(images)
+    if len(x) < 2:
+        raise ValueError(f"images: got {len(x)} image, expected at least 2 to fit a preprocessing")
+    return x
+
+
+def _channel_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over all axes but the last, in float64, two passes and no float64 copy of all."""
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axis=axes, dtype=np.float64)
+    count = math.prod(x.shape[:-1])
+    blocks = (x[i : i + _FIT_BLOCK].astype(np.float64) for i in range(0, len(x), _FIT_BLOCK))
+    std = np.sqrt(sum(np.square(block - mean).sum(axis=axes) for block in blocks) / count)
+    # A constant channel has nothing to scale; its computed deviation is rounding, or exactly 0.
+    constant = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
+    return mean, np.where(constant, 1.0, std)
+
+
+def _second_moment(x: np.ndarray, mean: np.ndarray, std: np.ndarray, layer_norm: bool) -> tuple[np.ndarray, float]:
+    """C = XᵀX/n of the standardized and layer-normalized images, in float64, and the average norm."""
+    n, d = len(x), math.prod(x.shape[1:])
+    moment = np.zeros((d, d))
+    total_norm = 0.0
+    for i in range(0, n, _FIT_BLOCK):
+        z = ((x[i : i + _FIT_BLOCK].astype(np.float64) - mean) / std).reshape(-1, d)
+        if layer_norm:
+            z -= z.mean(axis=1, keepdims=True)
+            norms = np.linalg.norm(z, axis=1, keepdims=True)
+            total_norm += norms.sum()
+            z = np.divide(z, norms, out=np.zeros_like(z), where=norms > _FLAT * math.sqrt(d))
+        moment += z.T @ z
+    return moment / n, total_norm / n if layer_norm else 1.0
+
+
+def _whitening(moment: np.ndarray, regularization: float, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """W and its inverse from the second moment of n images."""
+    # SciPy takes a while to import, and only fitting needs it.
+    from scipy.linalg import eigh
+
+    d = len(moment)
+    eigenvalues, vectors = eigh(moment, driver="evd")
+    regularized = eigenvalues + regularization * np.trace(moment) / d
+    # eigh sorts upwards: the directions that n < d images cannot span come first.
+    spanned = (np.arange(d) >= d - n) & (regularized > d * np.finfo(np.float64).eps * regularized[-1])
+    scales = np.where(spanned, np.sqrt(np.where(spanned, regularized, 1.0)), 1.0)
+    return (vectors / scales) @ vectors.T, (vectors * scales) @ vectors.T
+
+
+def _layer_normalized(z: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    z = z - z.mean(axis=-1, keepdims=True)
+    square = jnp.square(z).sum(axis=-1, keepdims=True)
+    flat = square <= (_FLAT * math.sqrt(z.shape[-1])) ** 2
+    # Two `where`s: the gradient of the branch not taken must not be NaN either.
+    return jnp.where(flat, 0.0, z * jax.lax.rsqrt(jnp.where(flat, 1.0, square)))
+
+
+def _product(z: Float[Array, "*batch d"], matrix: Float[Array, "d d"]) -> Float[Array, "*batch d"]:
+    # Full float32 also on a GPU: whitening amplifies small differences, TF32's rounding among them.
+    return jnp.matmul(z, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+def _batch_of(x: Any, shape: tuple[int, ...]) -> Array:
+    """`x` as float32, its trailing axes checked against those that the preprocessing was fitted on."""
+    x = jnp.asarray(x, jnp.float32)
+    if x.shape[max(x.ndim - len(shape), 0) :] != shape:
+        expected = ", ".join(["…", *map(str, shape)])
+        raise ValueError(f"x: got shape {x.shape}, expected ({expected}) as what it was fitted on")
+    return x
+
+
+def _restore(field: dataclasses.Field[Any], value: Any) -> Any:
+    """A stored array as what the field holds: a JAX array, or a plain Python value where it is static."""
+    value = np.asarray(value)
+    if not field.metadata.get("static"):
+        return jnp.asarray(value)
+    return tuple(value.tolist()) if value.ndim else value.item()

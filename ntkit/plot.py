@@ -1,0 +1,330 @@
+"""Pictures: a grid of images with their labels, and the history of a run."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ntkit.runs.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_INK = "#1d2129"
+_SOFT = "#667085"
+_FAINT = "#e4e7ec"
+_OWN = "#2f6fdb"
+_OTHER = "#e8590c"
+_BAR = "#b6bfcc"
+_LINES = ("#2f6fdb", "#e8590c", "#0f9d76", "#9747c9", "#c99a06", "#d6336c")
+# Twice the screen's usual density: text stays sharp on a fine one.
+_DPI = 200
+
+
+def image_grid(
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    classes: ArrayLike | None = None,
+    class_names: Sequence[str] | None = None,
+    columns: int | None = None,
+    scale: Literal["image", "grid"] | tuple[float, float] = "image",
+    title: str | None = None,
+) -> "Figure":
+    """Draw images in a grid, each with a small chart of its label, sorted into one band of rows per class.
+
+    Every image pixel is a square of whole screen pixels when the figure is saved at its own resolution. Under an
+    image whose label is soft stands a bar per class, on a common scale: blue for the class of its band, orange for
+    the greatest value where that is another class. With more classes than fit it says the greatest value and its class.
+
+    Args:
+        images: `(n, height, width, channels)` with 1 or 3 channels, of any real range.
+        labels: soft labels `(n, C)`, or classes `(n,)` of integers. By default none.
+        classes: `(n,)` integers, the band of every image, such as the class that it started from. By default the
+            greatest entry of its label.
+        class_names: the names of classes 0, 1, …; by default their numbers.
+        columns: images per row; by default chosen so that the picture is a little wider than high.
+        scale: "image" stretches each image from its least to its greatest value, "grid" does so for all together,
+            and `(low, high)` shows that range, clipped.
+        title: a heading.
+
+    Raises:
+        ValueError: an argument has the wrong shape or value.
+    """
+    from matplotlib.figure import Figure
+
+    pictures = _checked_images(images)
+    n, height, width, _ = pictures.shape
+    soft, bands = _checked_labels(labels, n)
+    if classes is not None:
+        bands = _checked_classes(classes, n)
+    pixels = _to_bytes(pictures, scale)
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns: expected at least 1, got {columns}")
+
+    def name(index: int) -> str:
+        return class_names[index] if class_names is not None and 0 <= index < len(class_names) else str(index)
+
+    zoom = max(1, round(_target_size(n) / max(height, width)))
+    cell_width, cell_height = zoom * width, zoom * height
+    gap = max(6, round(0.08 * max(cell_width, cell_height)))
+    # A band of one image needs no row of its own: its class is written above it.
+    named_above = bands is not None and len(np.unique(bands)) == n
+    named_left = bands is not None and not named_above
+    groups = _groups(bands if named_left else None, np.arange(n) if bands is None else np.argsort(bands, kind="stable"))
+    charted = soft is not None and 1 < soft.shape[1] <= cell_width // 4
+    above = 34 if named_above else 0
+    below = 0 if soft is None else 6 + (max(28, round(0.32 * cell_height)) if charted else 30)
+    row_height = above + cell_height + below + (gap if soft is None else max(gap, 12))
+    if columns is None:
+        columns = _columns([len(group) for _, group in groups], cell_width + gap, row_height)
+
+    margin, band_gap = 28, 12
+    left = margin + (round(14.6 * max(len(name(band)) for band, _ in groups)) + 20 if named_left else 0)
+    top = margin + (60 if title else 0)
+    rows = [-(-len(group) // columns) for _, group in groups]
+    total_width = left + min(columns, max(len(group) for _, group in groups)) * (cell_width + gap) - gap + margin
+    if title:
+        total_width = max(total_width, left + 21 * len(title) + margin)
+    total_height = top + sum(rows) * row_height + band_gap * (len(groups) - 1) - gap + margin
+
+    figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
+    # One axes in units of screen pixels, downwards: hundreds of axes would take half a minute to draw.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    canvas = np.full((total_height, total_width, 3), 255, np.uint8)
+    if title:
+        axes.text(left, margin + 16, title, fontsize=12, weight="bold", color=_INK, va="center")
+    y = top
+    for (band, group), group_rows in zip(groups, rows, strict=True):
+        if named_left:
+            middle = y + cell_height / 2
+            axes.text(left - 20, middle, name(band), fontsize=9.5, color=_INK, ha="right", va="center")
+        for position, index in enumerate(group):
+            x0 = left + position % columns * (cell_width + gap)
+            y0 = y + position // columns * row_height + above
+            y1 = y0 + cell_height
+            canvas[y0:y1, x0 : x0 + cell_width] = np.repeat(np.repeat(pixels[index], zoom, axis=0), zoom, axis=1)
+            centre = x0 + cell_width / 2
+            own = None if bands is None else int(bands[index])
+            if named_above and own is not None:
+                axes.text(centre, y0 - 10, name(own), fontsize=9, color=_INK, ha="center")
+            if soft is None:
+                continue
+            if charted:
+                _paint_chart(canvas[y1 + 6 : y1 + below, x0 : x0 + cell_width], soft[index], own, soft)
+            else:
+                text, colour = _label_text(soft[index], own, name)
+                size = 7.5 if cell_width < 100 else 8.5
+                axes.text(centre, y1 + 20, text, fontsize=size, color=colour, ha="center", va="center")
+        y += group_rows * row_height + band_gap
+    # `extent` and the limits agree, so that the array lands on the screen pixel by pixel.
+    axes.imshow(canvas, interpolation="none", extent=(0, total_width, total_height, 0), aspect="auto")
+    axes.set_xlim(0, total_width)
+    axes.set_ylim(total_height, 0)
+    return figure
+
+
+def history(metrics: Iterable[Mapping[str, Any]], *, title: str | None = None) -> "Figure":
+    """Draw losses on a logarithmic axis and accuracies in percent, over the steps of a run.
+
+    Args:
+        metrics: records with a "step", such as `Run.metrics()` gives. Values whose name contains "loss" go to the
+            left panel, those with "accuracy" to the right one; others are left out.
+        title: a heading.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    series = _series(metrics)
+    losses = {name: line for name, line in series.items() if "loss" in name}
+    accuracies = {name: line for name, line in series.items() if "accuracy" in name}
+    panels = [(kind, lines) for kind, lines in (("loss", losses), ("accuracy", accuracies)) if lines]
+    figure = Figure(figsize=(5.2 * max(len(panels), 1), 3.4), dpi=_DPI, facecolor="white", layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    if not panels:
+        axes = figure.add_subplot()
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "nothing logged yet", color=_SOFT, ha="center", va="center")
+        return figure
+    for number, (kind, lines) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), number)
+        for at, (name, (steps, values)) in enumerate(lines.items()):
+            colour = _LINES[at % len(_LINES)]
+            label = name.replace("_", " ")
+            smooth = _smoothed(values, logarithmic=kind == "loss")
+            if smooth is None:
+                marker = "o" if len(values) <= 40 else None
+                axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=label)
+            else:
+                axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
+                axes.plot(steps, smooth, color=colour, linewidth=1.6, label=label)
+        if kind == "loss" and all(np.any(values > 0) for _, values in lines.values()):
+            axes.set_yscale("log", nonpositive="mask")
+        if kind == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+        axes.set_title(next(iter(lines)).replace("_", " ") if len(lines) == 1 else kind, fontsize=10, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xlabel("step", fontsize=9, color=_SOFT)
+        axes.grid(color=_FAINT, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8.5, colors=_SOFT, which="both", length=0)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(_FAINT)
+        if len(lines) > 1:
+            axes.legend(fontsize=8.5, frameon=False, labelcolor=_INK)
+    return figure
+
+
+def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write a figure atomically, in the format of the path's ending (PNG if it has none).
+
+    A figure drawn from the same data gives the same bytes: no date or version is written into it.
+
+    Raises:
+        ValueError: matplotlib cannot write that format.
+        OSError: `path` cannot be written.
+    """
+    ending = Path(path).suffix[1:].lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if ending not in known:
+        raise ValueError(f"path: expected an ending among {', '.join(sorted(known))}, got {os.fspath(path)!r}")
+    undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=ending, metadata=undated)
+
+
+def _checked_images(images: ArrayLike) -> NDArray[np.float32]:
+    pictures = np.asarray(images, np.float32)
+    if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or 0 in pictures.shape:
+        raise ValueError(
+            f"images: expected (n, height, width, channels) with 1 or 3 channels, got shape {pictures.shape}"
+        )
+    return pictures
+
+
+def _checked_labels(labels: ArrayLike | None, n: int) -> tuple[NDArray[np.float32] | None, NDArray[np.intp] | None]:
+    """Soft labels `(n, C)` and the class of every image, each if there is such a thing."""
+    if labels is None:
+        return None, None
+    array = np.asarray(labels)
+    if array.ndim == 1 and np.issubdtype(array.dtype, np.integer):
+        return None, _checked_classes(array, n, "labels")
+    if array.ndim != 2 or len(array) != n or array.shape[1] == 0:
+        raise ValueError(f"labels: expected soft labels ({n}, C) or integers ({n},), got shape {array.shape}")
+    soft = array.astype(np.float32)
+    if soft.shape[1] == 1:
+        return soft, (soft[:, 0] > 0).astype(np.intp)
+    return soft, np.argmax(soft, axis=1)
+
+
+def _checked_classes(classes: ArrayLike, n: int, argument: str = "classes") -> NDArray[np.intp]:
+    array = np.asarray(classes)
+    if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{argument}: expected integers ({n},), got {array.dtype} of shape {array.shape}")
+    return array.astype(np.intp)
+
+
+def _to_bytes(images: NDArray[np.float32], scale: object) -> NDArray[np.uint8]:
+    low: Any
+    high: Any
+    if scale == "image":
+        low = np.min(images, axis=(1, 2, 3), keepdims=True)
+        high = np.max(images, axis=(1, 2, 3), keepdims=True)
+    elif scale == "grid":
+        low, high = np.min(images), np.max(images)
+    elif isinstance(scale, tuple) and len(scale) == 2 and scale[0] < scale[1]:
+        low, high = scale
+    else:
+        raise ValueError(f"scale: expected 'image', 'grid' or (low, high) with low < high, got {scale!r}")
+    span = np.where(np.asarray(high) > low, np.asarray(high) - low, 1)
+    # A diverged run has pixels that are no numbers; they are shown black.
+    unit = np.nan_to_num(np.clip((images - low) / span, 0, 1))
+    # Rounded here: matplotlib would cut the fraction off.
+    return np.broadcast_to(np.rint(255 * unit), (*images.shape[:3], 3)).astype(np.uint8)
+
+
+def _target_size(n: int) -> int:
+    """The side of one image on the screen, in pixels: fewer images are drawn larger."""
+    return 224 if n <= 12 else 144 if n <= 60 else 128 if n <= 150 else 72
+
+
+def _paint_chart(
+    area: NDArray[np.uint8], label: NDArray[np.float32], own: int | None, labels: NDArray[np.float32]
+) -> None:
+    """Paint one bar per class into the pixels of `area`, on the scale of all labels."""
+    finite = np.nan_to_num(labels)
+    low, high = min(0.0, float(np.min(finite))), max(0.0, float(np.max(finite)))
+    height, width, _ = area.shape
+    unit = (height - 1) / ((high - low) or 1.0)
+    zero = round(unit * high)
+    step = width // len(label)
+    start = (width - step * len(label)) // 2
+    best = int(np.argmax(label))
+    area[zero, start : start + step * len(label)] = _rgb(_FAINT)
+    for index, value in enumerate(np.nan_to_num(label)):
+        colour = _OWN if index == own else _OTHER if index == best else _BAR
+        end = zero - round(unit * float(value))
+        x = start + index * step
+        area[min(zero, end) : max(zero, end), x : x + step - max(1, step // 6)] = _rgb(colour)
+
+
+def _label_text(label: NDArray[np.float32], own: int | None, name: Callable[[int], str]) -> tuple[str, str]:
+    """A label in words, and its colour."""
+    if len(label) == 1:
+        return f"{label[0]:+.2f}", _SOFT
+    best = int(np.argmax(label))
+    return f"{name(best)} {label[best]:.2f}", _SOFT if own in (None, best) else _OTHER
+
+
+def _rgb(colour: str) -> list[int]:
+    return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+
+
+def _groups(bands: NDArray[np.intp] | None, order: NDArray[np.intp]) -> list[tuple[int, list[int]]]:
+    if bands is None:
+        return [(0, order.tolist())]
+    return [(int(band), [int(i) for i in order if bands[i] == band]) for band in np.unique(bands)]
+
+
+def _columns(sizes: list[int], width: int, height: int) -> int:
+    """How many images a row takes for a picture of about 3:2, with no band's last row nearly empty."""
+    most = max(sizes)
+    best, best_badness = 1, float("inf")
+    for columns in range(1, most + 1):
+        rows = sum(-(-size // columns) for size in sizes)
+        aspect = columns * width / (rows * height)
+        empty = rows * columns / sum(sizes) - 1
+        badness = abs(float(np.log(aspect / 1.5))) + 2 * empty
+        if badness < best_badness:
+            best, best_badness = columns, badness
+    return best
+
+
+def _series(
+    metrics: Iterable[Mapping[str, Any]],
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """For every scalar metric the steps at which it was logged and its values."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in metrics:
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                points.setdefault(name, []).append((float(record["step"]), float(value)))
+    return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in points.items()}
+
+
+def _smoothed(values: NDArray[np.float64], *, logarithmic: bool) -> NDArray[np.float64] | None:
+    """A centred moving mean (geometric for a logarithmic axis), or None where there is too little to smooth."""
+    if len(values) < 200 or not np.all(np.isfinite(values)) or (logarithmic and np.any(values <= 0)):
+        return None
+    half = len(values) // 100
+    data = np.log(values) if logarithmic else values
+    window = np.ones(2 * half + 1)
+    # Divided by the number of values inside, so that the ends are not pulled to zero.
+    mean = np.convolve(data, window, "same") / np.convolve(np.ones_like(data), window, "same")
+    return np.exp(mean) if logarithmic else mean

@@ -1,0 +1,9 @@
+"""Long runs: a directory that can be killed and resumed, progress, interruption and a report to look at."""
+
+from ntkit.runs.directory import Run
+from ntkit.runs.files import atomic_write
+from ntkit.runs.interruption import Interruption
+from ntkit.runs.progress import Progress, progress
+from ntkit.runs.report import write_report
+
+__all__ = ["Interruption", "Progress", "Run", "atomic_write", "progress", "write_report"]

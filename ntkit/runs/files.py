@@ -1,0 +1,98 @@
+"""Files that are whole or absent: written under a temporary name, then renamed."""
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal, overload
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+
+
+@overload
+def atomic_write(
+    path: str | os.PathLike[str], mode: Literal["wb"] = "wb"
+) -> contextlib.AbstractContextManager[IO[bytes]]: ...
+
+
+@overload
+def atomic_write(path: str | os.PathLike[str], mode: Literal["w"]) -> contextlib.AbstractContextManager[IO[str]]: ...
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
+    """Open a file that appears at `path` complete, when the block ends without an error, or not at all.
+
+    The file is written under a hidden temporary name in the same directory, forced to disk and renamed. If the
+    block raises, the temporary file is removed and whatever was at `path` stays as it was. A new file has the
+    permissions that `open` would have given it, a replaced one keeps its own, and a symbolic link keeps
+    pointing at the file that it pointed at.
+
+    Args:
+        path: where the file shall be; its directory must exist.
+        mode: "wb" for bytes (the default), "w" for UTF-8 text.
+
+    Raises:
+        ValueError: `mode` is neither of the two.
+        OSError: `path` cannot be written; the message is one line that names it.
+    """
+    if mode not in ("wb", "w"):
+        raise ValueError(f"mode: expected 'wb' or 'w', got {mode!r}")
+    given = os.fspath(path)
+    # Replacing the link itself would leave the file behind it stale.
+    target = Path(os.path.realpath(given))
+    if target.is_dir():
+        raise IsADirectoryError(f"path: expected a file to write, got {given!r}, which is a directory")
+    if target.exists() and not target.is_file():
+        # A rename would replace a device such as /dev/null by an ordinary file.
+        raise OSError(f"path: expected a regular file to write, got {given!r}, which is a device or a pipe")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    with _naming(given):
+        # 0o666 is what `open` asks for: the umask has the last word.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    text = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
+    try:
+        with open(descriptor, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+            with _naming(given):
+                file.flush()
+                os.fsync(file.fileno())
+        with _naming(given):
+            if target.exists():
+                os.chmod(temporary, target.stat().st_mode & 0o7777)
+            os.replace(temporary, target)
+            sync_directory(target.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Force the names in a directory to disk, on systems where a directory can be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # Some network file systems refuse; the rename itself has happened by then.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` bears the temporary name of an `atomic_write`, such as a killed process leaves behind."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Retell an `OSError` about a temporary name as one about the path that the caller gave."""
+    try:
+        yield
+    except OSError as error:
+        # OSError picks its subclass (PermissionError, …) from the number.
+        raise OSError(error.errno, f"path: cannot write {path!r}: {error.strerror or error}") from None

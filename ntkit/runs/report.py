@@ -1,0 +1,181 @@
+"""`report.html`: what a run gave, in one file that needs nothing else."""
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ntkit.runs.files import atomic_write
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2129; --soft: #667085; --line: #e4e7ec; --page: #f7f8fa;
+  --card: #ffffff; --accent: #2f6fdb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #98a2b3; --line: #2c323d; --page: #12151b;
+  --card: #1a1e26; --accent: #7fb0ff; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.1rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; letter-spacing: -.015em; }
+h2 { font-size: 1.05rem; margin: 2.4rem 0 .7rem; }
+p.summary { color: var(--soft); margin: 0 0 .6rem; max-width: 44rem; }
+dl.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1.4rem 0; }
+dl.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; padding: .7rem .9rem; }
+dl.tiles dt { color: var(--soft); font-size: .82rem; }
+dl.tiles dd { margin: 0; font-size: 1.35rem; font-weight: 650; overflow-wrap: anywhere;
+  font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .7rem; }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; }
+th, td { padding: .5rem .9rem; text-align: left; border-top: 1px solid var(--line); vertical-align: top; }
+tr:first-child > * { border-top: 0; }
+thead th { color: var(--soft); font-weight: 600; font-size: .82rem; border-bottom: 1px solid var(--line); }
+tbody th { font-weight: 500; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+figure { margin: 0; background: #ffffff; border: 1px solid var(--line); border-radius: .7rem; padding: .8rem;
+  overflow-x: auto; text-align: center; }
+figure img { max-width: 100%; height: auto; }
+details { margin-top: 1rem; }
+summary { cursor: pointer; font-weight: 600; margin-bottom: .6rem; }
+details td { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85rem;
+  overflow-wrap: anywhere; }
+details th { width: 38%; color: var(--soft); overflow-wrap: anywhere; }
+footer { color: var(--soft); font-size: .82rem; margin-top: 2.5rem; }
+"""
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    summary: str | Mapping[str, object] = "",
+    tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
+    figures: Mapping[str, object] | None = None,
+    config: Mapping[str, Any] | None = None,
+    versions: Mapping[str, Any] | None = None,
+    device: Mapping[str, Any] | None = None,
+    footer: str = "",
+) -> None:
+    """Write one self-contained HTML page: style and pictures are inside, everything else is escaped.
+
+    Args:
+        path: the file to write, atomically.
+        title: the heading.
+        summary: a sentence or two (blank lines part paragraphs), or a few named values to be shown large.
+        tables: for every caption its rows; a row maps column names to values. A column that a row lacks is empty,
+            floats are shown with four digits.
+        figures: for every caption a matplotlib `Figure`, the bytes of a PNG, or the path of one.
+        config: the configuration, shown folded together with `versions` and `device`.
+        versions: package versions.
+        device: the device.
+        footer: a last line.
+
+    Raises:
+        ValueError: a figure is no PNG.
+        TypeError: a figure is none of the three.
+        OSError: a picture cannot be read or the report not written.
+    """
+    body = [f"<header><h1>{escape(title)}</h1>", _summary(summary), "</header>"]
+    for caption, rows in (tables or {}).items():
+        body += ["<section>", f"<h2>{escape(caption)}</h2>", _table(rows), "</section>"]
+    for caption, figure in (figures or {}).items():
+        body += ["<section>", f"<h2>{escape(caption)}</h2>", _picture(caption, figure), "</section>"]
+    for caption, values in (("Configuration", config), ("Versions", versions), ("Device", device)):
+        if values:
+            body += [f"<details><summary>{caption}</summary>", _pairs(values), "</details>"]
+    if footer:
+        body.append(f"<footer>{escape(footer)}</footer>")
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+    with atomic_write(path, "w") as file:
+        file.write(page)
+
+
+def _summary(summary: str | Mapping[str, object]) -> str:
+    if isinstance(summary, str):
+        paragraphs = [part.strip() for part in summary.split("\n\n") if part.strip()]
+        return "\n".join(f'<p class="summary">{escape(part)}</p>' for part in paragraphs)
+    tiles = [f"<div><dt>{escape(str(name))}</dt><dd>{_cell(value)}</dd></div>" for name, value in summary.items()]
+    return '<dl class="tiles">' + "".join(tiles) + "</dl>" if tiles else ""
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
+    if not rows:
+        return '<p class="summary">No rows.</p>'
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    numeric = {name: all(_is_number(row[name]) for row in rows if row.get(name) is not None) for name in columns}
+
+    def attribute(name: str) -> str:
+        return ' class="number"' if numeric[name] else ""
+
+    head = "".join(f"<th{attribute(name)}>{escape(str(name))}</th>" for name in columns)
+    lines = [
+        "<tr>" + "".join(f"<td{attribute(name)}>{_cell(row.get(name))}</td>" for name in columns) + "</tr>"
+        for row in rows
+    ]
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    lines = [f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in _flatten(values)]
+    return f'<div class="scroll"><table><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat += _flatten(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat
+
+
+def _picture(caption: str, figure: object) -> str:
+    data = _png(caption, figure)
+    # A PNG begins with its signature and a header chunk that has the size in pixels.
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        raise ValueError(f"figures[{caption!r}]: expected a PNG, got something else")
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    source = base64.b64encode(data).decode("ascii")
+    return (
+        f'<figure><img src="data:image/png;base64,{source}" width="{width}" height="{height}" '
+        f'alt="{escape(caption)}"></figure>'
+    )
+
+
+def _png(caption: str, figure: object) -> bytes:
+    if isinstance(figure, bytes):
+        return figure
+    if isinstance(figure, str | os.PathLike):
+        return Path(figure).read_bytes()
+    draw = getattr(figure, "savefig", None)
+    if draw is None:
+        raise TypeError(
+            f"figures[{caption!r}]: expected a matplotlib Figure, the bytes of a PNG or the path of one, "
+            f"got {type(figure).__name__}"
+        )
+    buffer = io.BytesIO()
+    draw(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _is_number(value: object) -> bool:
+    # numpy's and JAX's scalars have __float__ too; strings have not.
+    return hasattr(value, "__float__")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | str) or not _is_number(value):
+        return escape(str(value))
+    number = float(value)  # type: ignore[arg-type]
+    return escape(f"{number:.4g}")

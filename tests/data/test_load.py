@@ -1,0 +1,307 @@
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ntkit.data import Dataset, load
+
+PREPARED = Path(os.environ.get("NTKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data" / "tfds"))
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        not (PREPARED / name).is_dir(), reason=f"no prepared {name} in {PREPARED} (set NTKIT_TEST_DATA)"
+    )
+
+
+def assert_is_a_dataset(data: Dataset, image_shape: tuple[int, ...]) -> None:
+    assert len(data.class_names) == data.num_classes
+    for split in (data.train, data.test):
+        assert split.images.dtype == np.float32
+        assert split.labels.dtype == np.int32
+        assert split.images.shape == (len(split), *image_shape)
+        assert split.labels.shape == (len(split),)
+        assert split.images.min() == 0
+        assert split.images.max() == 1
+        assert set(np.unique(split.labels)) == set(range(data.num_classes))
+
+
+def test_importing_needs_no_data_library_and_loading_no_tensorflow(tmp_path: Path) -> None:
+    write_tfds(tmp_path, {"train": examples(3), "test": examples(2)})
+    code = (
+        "import sys, ntkit.data; "
+        "print([m for m in ('sklearn', 'tensorflow', 'tensorflow_datasets', 'PIL') if m in sys.modules]); "
+        f"print(len(ntkit.data.load('made_up', {str(tmp_path)!r}).train), 'tensorflow' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines() == ["[]", "3 False"]
+
+
+def test_digits() -> None:
+    data = load("digits")
+    assert_is_a_dataset(data, (8, 8, 1))
+    assert (len(data.train), len(data.test)) == (1437, 360)
+    assert data.name == "digits"
+    assert data.class_names == tuple("0123456789")
+
+
+def test_digits_are_all_there_once_and_keep_their_labels() -> None:
+    from sklearn.datasets import load_digits
+
+    data = load("digits")
+    raw = load_digits()
+
+    def rows(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        rows = np.column_stack([images.reshape(len(images), -1), labels])
+        return rows[np.lexsort(rows.T)]
+
+    images = np.concatenate([data.train.images, data.test.images])
+    labels = np.concatenate([data.train.labels, data.test.labels])
+    np.testing.assert_array_equal(rows(images, labels), rows(raw.images / 16, raw.target))
+
+
+def test_digits_split_is_stratified_and_always_the_same() -> None:
+    data, again = load("digits"), load("digits")
+    np.testing.assert_array_equal(data.test.images, again.test.images)
+    train, test = np.bincount(data.train.labels), np.bincount(data.test.labels)
+    assert (np.abs(test - 360 * (train + test) / 1797) < 1).all()
+
+
+@needs("mnist_t10k")
+def test_mnist_t10k_found_by_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(PREPARED))
+    data = load("mnist_t10k")
+    assert_is_a_dataset(data, (28, 28, 1))
+    assert (len(data.train), len(data.test)) == (8000, 2000)
+
+
+@needs("cifar10_jpeg")
+def test_cifar10_jpeg(tmp_path: Path) -> None:
+    """Read through a copy that announces the first 300 images only: the whole takes 15 seconds."""
+    folder = tmp_path / "cifar10_jpeg" / "1.0.0"
+    folder.mkdir(parents=True)
+    (source,) = (PREPARED / "cifar10_jpeg").glob("*/")
+    for file in source.iterdir():
+        if "tfrecord" in file.name:
+            (folder / file.name).write_bytes(first_records(file, 300))
+        elif file.name != "dataset_info.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    info = json.loads((source / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        split["shardLengths"] = ["300"]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+    data = load("cifar10_jpeg", tmp_path)
+    assert_is_a_dataset(data, (32, 32, 3))
+    assert data.class_names[:3] == ("airplane", "automobile", "bird")
+    # The channels are in order: over CIFAR-10 red is brightest on average and blue is darkest.
+    red, green, blue = data.train.images.mean(axis=(0, 1, 2))
+    assert red > green > blue
+
+
+def first_records(path: Path, n: int) -> bytes:
+    content = path.read_bytes()
+    end = 0
+    for _ in range(n):
+        end += 16 + struct.unpack_from("<Q", content, end)[0]
+    return content[:end]
+
+
+Examples = Sequence[tuple[np.ndarray, int]]
+
+
+def write_tfds(
+    data_dir: Path,
+    splits: dict[str, Examples],
+    *,
+    shape: Sequence[int | None] = (None, None, 3),
+    encoding: str = "png",
+    features: dict[str, object] | None = None,
+    cut: int = 0,
+) -> None:
+    """A prepared TFDS folder "made_up", written byte by byte: 3 classes, images as PNG or JPEG in TFRECORD files."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = data_dir / "made_up" / "1.0.0"
+    folder.mkdir(parents=True)
+    for split, examples in splits.items():
+        content = b""
+        for pixels, label in examples:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, encoding)
+            example = tf_example_pb2.Example()
+            example.features.feature["image"].bytes_list.value.append(buffer.getvalue())
+            example.features.feature["label"].int64_list.value.append(label)
+            record = example.SerializeToString()
+            content += struct.pack("<Q", len(record)) + bytes(4) + record + bytes(4)
+        file = folder / f"made_up-{split}.tfrecord-00000-of-00001"
+        file.write_bytes(content[: len(content) - cut])
+    module = "tensorflow_datasets.core.features"
+    dimensions = [str(-1 if size is None else size) for size in shape]
+    image = {"shape": {"dimensions": dimensions}, "dtype": "uint8", "encodingFormat": encoding}
+    features = features or {
+        "image": {"pythonClassName": f"{module}.image_feature.Image", "image": image},
+        "label": {"pythonClassName": f"{module}.class_label_feature.ClassLabel", "classLabel": {"numClasses": "3"}},
+    }
+    (folder / "features.json").write_text(
+        json.dumps({"pythonClassName": f"{module}.features_dict.FeaturesDict", "featuresDict": {"features": features}})
+    )
+    (folder / "dataset_info.json").write_text(
+        json.dumps(
+            {
+                "name": "made_up",
+                "version": "1.0.0",
+                "fileFormat": "tfrecord",
+                "splits": [
+                    {
+                        "name": split,
+                        "shardLengths": [str(len(examples))],
+                        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                    }
+                    for split, examples in splits.items()
+                ],
+            }
+        )
+    )
+
+
+def examples(
+    n: int, shape: tuple[int, ...] = (5, 4, 3), seed: int = 0, dtype: type = np.uint8
+) -> list[tuple[np.ndarray, int]]:
+    rng = np.random.default_rng(seed)
+    return [(rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True), i % 3) for i in range(n)]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_png_pixels_are_read_to_the_bit(tmp_path: Path, channels: int) -> None:
+    train, test = examples(7, (5, 4, channels)), examples(3, (5, 4, channels), seed=1)
+    write_tfds(tmp_path, {"train": train, "test": test}, shape=(5, 4, channels))
+    data = load("made_up", tmp_path)
+    for split, written in ((data.train, train), (data.test, test)):
+        pixels = np.stack([pixels for pixels, _ in written])
+        np.testing.assert_array_equal(split.images, pixels.astype(np.float32) / 255)
+        np.testing.assert_array_equal(split.labels, [label for _, label in written])
+    assert data.num_classes == 3
+    assert data.class_names == ("0", "1", "2")
+
+
+def test_images_of_unannounced_but_equal_size(tmp_path: Path) -> None:
+    write_tfds(tmp_path, {"train": examples(3), "test": examples(2)})
+    assert load("made_up", tmp_path).train.images.shape == (3, 5, 4, 3)
+
+
+def test_a_grey_jpeg_in_a_colour_set(tmp_path: Path) -> None:
+    grey = [(np.full((8, 8, 1), 100, np.uint8), 0)]
+    write_tfds(tmp_path, {"train": grey, "test": grey}, encoding="jpeg")
+    images = load("made_up", tmp_path).train.images
+    assert images.shape == (1, 8, 8, 3)
+    np.testing.assert_allclose(images, 100 / 255, atol=2 / 255)
+
+
+def test_images_of_different_sizes(tmp_path: Path) -> None:
+    write_tfds(tmp_path, {"train": [*examples(3), *examples(1, (6, 4, 3))], "test": examples(2)})
+    with pytest.raises(ValueError, match=r"name: got 'made_up' with images of shape \(5, 4, 3\) and \(6, 4, 3\)"):
+        load("made_up", tmp_path)
+
+
+def test_splits_of_different_sizes(tmp_path: Path) -> None:
+    write_tfds(tmp_path, {"train": examples(3), "test": examples(2, (6, 4, 3))})
+    with pytest.raises(ValueError, match=r"\(5, 4, 3\) and \(6, 4, 3\), expected images that all have one size"):
+        load("made_up", tmp_path)
+
+
+def test_no_test_split(tmp_path: Path) -> None:
+    write_tfds(tmp_path, {"train": examples(3), "validation": examples(2)})
+    with pytest.raises(ValueError, match="name: got 'made_up' with splits train, validation, expected"):
+        load("made_up", tmp_path)
+
+
+def test_unlabelled_split(tmp_path: Path) -> None:
+    write_tfds(tmp_path, {"train": examples(3), "test": [(examples(1)[0][0], -1)]})
+    with pytest.raises(ValueError, match="'made_up', whose test split has labels from -1 to -1, expected"):
+        load("made_up", tmp_path)
+
+
+def test_no_image_feature(tmp_path: Path) -> None:
+    text = {
+        "pythonClassName": "tensorflow_datasets.core.features.text_feature.Text",
+        "text": {},
+    }
+    write_tfds(tmp_path, {"train": [], "test": []}, features={"words": text})
+    with pytest.raises(ValueError, match=r"name: got 'made_up', whose features are words \(Text\), expected"):
+        load("made_up", tmp_path)
+
+
+def test_empty_split(tmp_path: Path) -> None:
+    write_tfds(tmp_path, {"train": [], "test": examples(2)})
+    with pytest.raises(ValueError, match="'made_up', whose train split is empty"):
+        load("made_up", tmp_path)
+
+
+def test_damaged_file(tmp_path: Path) -> None:
+    write_tfds(tmp_path, {"train": examples(3), "test": examples(2)}, cut=5)
+    with pytest.raises(ValueError, match="is damaged: it ends inside a record"):
+        load("made_up", tmp_path)
+
+
+def test_missing_records(tmp_path: Path) -> None:
+    write_tfds(tmp_path, {"train": examples(3), "test": examples(2)})
+    file = tmp_path / "made_up" / "1.0.0" / "made_up-train.tfrecord-00000-of-00001"
+    file.write_bytes(first_records(file, 2))
+    with pytest.raises(ValueError, match="whose train split is damaged: 2 images, expected 3"):
+        load("made_up", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cifar11", "'cifar10'"),
+        ("digit", "'digits'"),
+        ("made_upp", "'made_up'"),
+        ("Cifar 10", "'cifar10'"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_unknown_name(tmp_path: Path, name: str, hint: str) -> None:
+    write_tfds(tmp_path, {"train": examples(3), "test": examples(2)})
+    with pytest.raises(
+        ValueError, match=r"^name: got .*, expected 'digits' or the name of a Tensor.*" + hint
+    ) as caught:
+        load(name, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert name is None or caught.value.__cause__ is not None
+
+
+def test_a_version_that_is_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^name: got 'mnist:99\.0\.0', which TFDS refuses: ") as caught:
+        load("mnist:99.0.0", tmp_path)
+    assert caught.value.__cause__ is not None
+
+
+def test_data_dir_that_is_not(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^data_dir: got '.*nowhere', expected an existing directory"):
+        load("mnist", tmp_path / "nowhere")
+
+
+def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow_datasets as tfds
+
+    def offline(self: object) -> None:
+        raise ConnectionError("no route to host\nand more")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
+    with pytest.raises(
+        RuntimeError, match=r"could not download 'mnist' into .*ConnectionError: no route to host\)"
+    ) as e:
+        load("mnist", tmp_path)
+    assert isinstance(e.value.__cause__, ConnectionError)
+    assert "\n" not in str(e.value)
