@@ -115,7 +115,7 @@ def _safe_zip(*sequences: Any) -> list[Any]:
 
 def _size(array: Any) -> int:
     # JAX is about to stop taking the size of a shape without an array.
-    return math.prod(array.shape) if isinstance(array, jax.core.ShapedArray) else jnp.size(array)
+    return math.prod(array.shape) if hasattr(array, "shape") else jnp.size(array)
 
 
 def _eigvalsh(matrix: Any, *, eigvals: tuple[int, int] | None = None, **options: Any) -> Any:
@@ -305,6 +305,13 @@ def _repair_empirical(empirical: Any) -> None:
             return jnp.asarray(var.val, shape.dtype)  # it may be a Python scalar, and the rules ask for its shape
         return env.get(var, UndefinedPrimal(shape))
 
+    def get_fx_axis_and_dtype(fx: Any, fx_axis: Any, params: Any) -> tuple[Any, Any]:
+        # JAX is about to stop taking an array for its dtype.
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
+        if fx_axis is None:
+            fx_axis = jax.tree.map(lambda _: None, fx)
+        return fx_axis, jnp.result_type(*dtypes) if dtypes else None
+
     structured = empirical._structured_derivatives_ntk_fn
 
     def structured_ntk_fn(**options: Any) -> Callable[..., Any]:
@@ -348,6 +355,7 @@ def _repair_empirical(empirical: Any) -> None:
         _get_primals_out_and_pullback=get_primals_out_and_pullback,
         _eqn_jvp_fn=eqn_jvp,
         _eqn_vjp_fn=eqn_vjp,
+        _get_fx_axis_and_dtype=get_fx_axis_and_dtype,
         _read_primal=read_primal,
     )
 

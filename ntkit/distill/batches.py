@@ -27,7 +27,9 @@ class ClassIndex:
     def of(cls, labels: np.ndarray, num_classes: int) -> ClassIndex:
         """Index labels (n,) in 0 … num_classes − 1, every class of which must occur."""
         counts = np.bincount(labels, minlength=num_classes)
-        members = np.stack([np.resize(np.flatnonzero(labels == label), counts.max()) for label in range(num_classes)])
+        members = np.stack(
+            [np.resize(np.flatnonzero(labels == label), int(np.max(counts))) for label in range(num_classes)]
+        )
         return cls(jnp.asarray(members, jnp.int32), jnp.asarray(counts, jnp.int32))
 
     def draw(self, key: Array, size: int) -> Int[Array, " size"]:

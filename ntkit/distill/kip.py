@@ -21,7 +21,7 @@ from ntkit.distill.distilled import Distilled
 from ntkit.distill.losses import LOSSES, Loss
 from ntkit.distill.support import Init, check_data_set, initial_support
 from ntkit.kernels import Kernel
-from ntkit.runs import Interruption, Run, progress
+from ntkit.runs import Interrupted, Interruption, Run, progress
 
 if TYPE_CHECKING:
     import optax
@@ -98,7 +98,7 @@ def kip(
     Raises:
         ValueError: names the argument, what came and what was expected.
         FloatingPointError: the loss became infinite or NaN.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and, with a `run`, saved.
+        Interrupted: Ctrl-C or SIGTERM, after the step was finished and, with a `run`, saved (a `KeyboardInterrupt`).
     """
     family = (kernel,) if isinstance(kernel, Kernel) else tuple(kernel)
     if not family or not all(isinstance(member, Kernel) for member in family):
@@ -192,7 +192,8 @@ class _Totals:
 
     @classmethod
     def zero(cls, dtype: np.dtype) -> _Totals:
-        return cls(*(jnp.zeros((), dtype) for _ in range(3)), jnp.zeros((), jnp.int32))
+        # Three arrays, not one thrice: a dispatch gives the memory of each of them away.
+        return cls(jnp.zeros((), dtype), jnp.zeros((), dtype), jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
 
     def add(self, loss: Array, accuracy: Array, ridge: Array) -> _Totals:
         return _Totals(self.loss + loss, self.accuracy + accuracy, jnp.maximum(self.ridge, ridge), self.count + 1)
@@ -316,7 +317,7 @@ class _Loop:
         if self.run is not None and (restored := self.run.restore(state)) is not None:
             step, state = restored
             records = self.run.metrics()
-        saved, saved_at = step, time.monotonic()
+        saved_at = time.monotonic()
         dispatch, warned = 1, False
         with Interruption() as interruption, progress(self.steps, "distil", step, enabled=self.show_progress) as bar:
             while step < self.steps:
@@ -342,10 +343,10 @@ class _Loop:
                 due = time.monotonic() - saved_at >= self.checkpoint_every
                 if self.run is not None and (due or interruption.requested or step == self.steps):
                     self.run.save(step, state)
-                    saved, saved_at = step, time.monotonic()
-                if interruption.requested and step < self.steps:
-                    where = "" if self.run is None else f"; saved in {self.run.path} at step {saved}"
-                    raise KeyboardInterrupt(f"stopped after {step} of {self.steps} steps{where}")
+                    saved_at = time.monotonic()
+                if interruption.signal is not None and step < self.steps:
+                    where = "" if self.run is None else f", saved in {self.run.path}"
+                    raise Interrupted(f"stopped after {step} of {self.steps} steps{where}", interruption.signal)
         return state, records
 
     def _record(self, step: int, state: _State) -> dict[str, Any]:

@@ -34,8 +34,10 @@ def check_data_set(images: ArrayLike, labels: ArrayLike, num_classes: int | None
         num_classes = int(labels.max()) + 1
     check_labels("labels", labels, len(images), num_classes)
     counts = np.bincount(labels, minlength=num_classes)
-    if counts.min() == 0:
-        raise ValueError(f"labels: class {counts.argmin()} of {num_classes} has no examples, expected some of each")
+    if not np.all(counts):
+        raise ValueError(
+            f"labels: class {int(np.argmin(counts))} of {num_classes} has no examples, expected some of each"
+        )
     return images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False), labels, num_classes
 
 

@@ -145,6 +145,18 @@ class Run:
             )
         return run
 
+    def discard(self) -> None:
+        """Remove a run that has come to nothing: its directory, if only the configuration is in it.
+
+        For a run that was created before its arguments turned out to be bad, so that the path can be used again.
+        """
+        lock.acquire(self.path)
+        if {entry.name for entry in self.path.iterdir()} <= {"config.json", ".lock"}:
+            lock.release(self.path)
+            for name in ("config.json", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+
     @property
     def step(self) -> int | None:
         """The step of the latest checkpoint, or None if there is none."""

@@ -9,6 +9,17 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Interrupted(KeyboardInterrupt):
+    """A loop was asked to stop: it finished its step, saved what it could, and says where.
+
+    **Fields:** `signal`: the signal that asked; a command line exits with 128 plus it.
+    """
+
+    def __init__(self, message: str, signal: signal.Signals) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class Interruption:
     """A context in which Ctrl-C (SIGINT) and SIGTERM set a flag instead of ending the process.
 

@@ -44,3 +44,9 @@ def acquire(directory: Path) -> None:
     status = os.fstat(descriptor)
     # A forked child inherits this table but not the lock, hence the process id.
     _held[status.st_dev, status.st_ino] = os.getpid()
+
+
+def release(directory: Path) -> None:
+    """Forget the lock of a run directory that is about to be removed: another file may get its number."""
+    status = os.stat(directory / ".lock")
+    _held.pop((status.st_dev, status.st_ino), None)

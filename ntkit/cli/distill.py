@@ -1,0 +1,198 @@
+"""`ntkit distill`: KIP from the command line, into a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from ntkit import distill, plot
+from ntkit.cli.options import (
+    DataOptions,
+    KernelOptions,
+    Prepared,
+    config_of,
+    make_augmentation,
+    make_kernels,
+    options_from,
+    prepare,
+    vacant_run,
+)
+from ntkit.cli.tables import accuracy_table, print_table
+from ntkit.distill import Distilled
+from ntkit.runs import Interrupted, Run, atomic_write, write_report
+
+# What says where a run is or how it is watched, not what it computes.
+_NOT_CONFIG = ("out", "resume", "checkpoint_every", "full_set_limit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill(DataOptions, KernelOptions):
+    """Distil a data set with KIP: learn a few images on which kernel regression predicts the whole set."""
+
+    per_class: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
+    """Distilled images of each class."""
+
+    steps: int = 1000
+    """Gradient steps."""
+
+    learning_rate: float = 0.01
+    """Learning rate of Adam, in units of the preprocessed pixels and of the labels per step."""
+
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the run: constant, or falling to 0 along a cosine."""
+
+    target_batch: int = 5000
+    """Images of each step's random, class-balanced target batch; at least the training set's size: all of it."""
+
+    support_batch: int | None = None
+    """Images of each step's random, class-balanced subset of the support set; by default all."""
+
+    init: Literal["real", "noise"] = "real"
+    """What the distilled images start from: random images of each class, or noise."""
+
+    learn_labels: bool = True
+    """Learn the labels too; otherwise they stay centred one-hot vectors."""
+
+    learn_kernel: bool = False
+    """Learn the kernel's W_std and b_std of each layer too."""
+
+    loss: Literal["mse", "cross_entropy"] = "mse"
+    """Loss on the target batch."""
+
+    augment: Literal["none", "flip", "digits", "objects"] = "none"
+    """Augmentation of target batches: "flip" left and right; "digits": 10 degrees, 1 pixel; "objects": 10 degrees, 3
+    pixels, flips, brightness."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    out: Path | None = None
+    """Run directory to make; by default a new one under runs/."""
+
+    resume: Path | None = None
+    """Run directory to go on with; its configuration is used, and options given beside it must agree."""
+
+    log_every: int = 10
+    """Steps between two records in metrics.jsonl."""
+
+    checkpoint_every: float = 60.0
+    """Seconds between checkpoints."""
+
+    full_set_limit: int = 5000
+    """Training images, at most, of the last row of the table: kernel regression on all of a large set takes its
+    number's cube in time and its square in memory."""
+
+    # What the run directory is called in error messages.
+    FLAGS: ClassVar[dict[str, str]] = {"path": "--out", "config": "--resume"}
+
+    def completed(self, arguments: list[str]) -> Distill:
+        """Take what was not given from the run to resume, and raise `ValueError` if what was given differs."""
+        if self.resume is None:
+            return self
+        stored = options_from(Distill, Run.resume(self.resume).config)
+        given: Distill = tyro.cli(Distill, args=arguments, default=dataclasses.replace(stored, resume=self.resume))
+        Run.resume(self.resume, given.config())
+        return given
+
+    def config(self) -> dict[str, Any]:
+        """Give everything needed to repeat the run."""
+        return config_of(self, _NOT_CONFIG)
+
+    def run(self) -> None:
+        """Distil, and write the run directory."""
+        started = time.monotonic()
+        kernels = make_kernels(self)
+        _check_positive("learning_rate", self.learning_rate)
+        prepared = prepare(self)
+        if self.resume is not None:
+            run = Run.resume(self.resume, self.config())
+        else:
+            out = self.out or vacant_run(self.dataset, self.architecture, self.per_class)
+            run = Run.create(out, self.config())
+        try:
+            distilled = distill.kip(
+                kernels[0] if len(kernels) == 1 else kernels,
+                prepared.train_images,
+                prepared.dataset.train.labels,
+                per_class=self.per_class,
+                steps=self.steps,
+                key=jax.random.key(self.seed),
+                num_classes=prepared.num_classes,
+                init=self.init,
+                learn_labels=self.learn_labels,
+                learn_kernel=self.learn_kernel,
+                optimizer=_optimizer(self.learning_rate, self.schedule, self.steps),
+                target_batch=self.target_batch,
+                support_batch=self.support_batch,
+                augment=make_augmentation(self.augment),
+                loss=self.loss,
+                ridge=self.ridge,
+                log_every=self.log_every,
+                run=run,
+                checkpoint_every=self.checkpoint_every,
+                show_progress=True,
+            )
+        except ValueError:
+            if self.resume is None:
+                run.discard()
+            raise
+        except Interrupted as interrupted:
+            raise Interrupted(
+                f"{interrupted}; go on with: ntkit distill --resume {run.path}", interrupted.signal
+            ) from None
+        distilled = dataclasses.replace(distilled, metadata={"config": run.config, "versions": run.versions})
+        rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
+        write_results(run, prepared, distilled, rows, f"{self.per_class} per class")
+        print_table(f"{self.dataset}: test accuracy of kernel regression", rows)
+        print(f"{run.path}: report.html, distilled.npz, distilled.png ({time.monotonic() - started:.0f} s)")
+
+
+def write_results(run: Run, prepared: Prepared, distilled: Distilled, rows: list[dict[str, Any]], title: str) -> None:
+    """Write the distilled set, its pictures and the report into the run directory."""
+    distilled.save(run.path / "distilled.npz")
+    classes = np.repeat(np.arange(prepared.num_classes), len(distilled.images) // prepared.num_classes)
+    grid = plot.image_grid(
+        prepared.pictures(distilled.images),
+        distilled.labels,
+        classes=classes,
+        class_names=prepared.dataset.class_names,
+    )
+    plot.save(grid, run.path / "distilled.png")
+    figures: dict[str, Any] = {"Distilled images and their labels": run.path / "distilled.png"}
+    metrics = run.metrics()
+    if metrics:
+        plot.save(plot.history(metrics), run.path / "history.png")
+        figures["History"] = run.path / "history.png"
+    with atomic_write(run.path / "results.json", "w") as file:
+        file.write(json.dumps(rows, indent=2) + "\n")
+    write_report(
+        run.path / "report.html",
+        title=f"{prepared.dataset.name}, {title}",
+        summary={row["images"]: row["accuracy"] for row in rows},
+        tables={"Test accuracy of kernel regression": rows},
+        figures=figures,
+        config=run.config,
+        versions=run.versions,
+        device=run.device,
+        footer=f"Made by ntkit {run.versions['ntkit']}, {run.created}.",
+    )
+
+
+def _optimizer(learning_rate: float, schedule: str, steps: int) -> Any:
+    import optax
+
+    return optax.adam(
+        optax.cosine_decay_schedule(learning_rate, max(steps, 1)) if schedule == "cosine" else learning_rate
+    )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"{name}: got {value!r}, expected a finite number above 0")

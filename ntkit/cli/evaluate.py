@@ -1,0 +1,101 @@
+"""`ntkit evaluate`: a distilled set under kernel regression and as the training set of a finite network."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import jax
+import numpy as np
+import tyro
+
+from ntkit import networks, regression
+from ntkit.cli.options import DataOptions, KernelOptions, Prepared, make_architectures, make_kernels, prepare
+from ntkit.cli.tables import print_table
+from ntkit.distill import Distilled
+from ntkit.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate(DataOptions, KernelOptions):
+    """Evaluate a distilled set: kernel regression, and a finite network trained on it.
+
+    Data set, preprocessing, kernel and ridge are those that the set was made with, if it says, unless given here.
+    """
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")] = dataclasses.field(kw_only=True)
+    """Run directory, or .npz file of images and labels (as fed to the kernel)."""
+
+    width: int = 1024
+    """Units or channels of each hidden layer of the finite network."""
+
+    network_steps: int = 500
+    """Steps of Adam that the finite network is trained for; 0: no finite network."""
+
+    network_learning_rate: float = 0.001
+    """Learning rate of the finite network, at the beginning; it falls to 0 along a cosine."""
+
+    network_seeds: int = 3
+    """Networks to train, each from its own initialization."""
+
+    FLAGS: ClassVar[dict[str, str]] = {"path": "RUN|FILE"}
+
+    def completed(self, arguments: list[str]) -> Evaluate:
+        """Take what was not given from what the set says of itself."""
+        _, config = _open(self.path)
+        known = {field.name for field in dataclasses.fields(DataOptions) + dataclasses.fields(KernelOptions)}
+        stored = {name: value for name, value in config.items() if name in known}
+        if "depth" in stored:
+            stored["depth"] = tuple(stored["depth"])
+        return tyro.cli(Evaluate, args=arguments, default=dataclasses.replace(self, **stored))
+
+    def run(self) -> None:
+        """Evaluate and print the table."""
+        distilled, _ = _open(self.path)
+        prepared = prepare(self)
+        expected = prepared.train_images.shape[1:]
+        if distilled.images.shape[1:] != expected or distilled.labels.shape[1] != prepared.num_classes:
+            raise ValueError(
+                f"path: got images of shape {distilled.images.shape[1:]} with {distilled.labels.shape[1]} classes, "
+                f"expected {expected} with {prepared.num_classes} as in {self.dataset}"
+            )
+        rows = []
+        for architecture, kernel in zip(make_architectures(self), make_kernels(self), strict=True):
+            model = regression.fit(kernel, distilled.images, distilled.labels, self.ridge)
+            rows.append(self._row(f"{self.kernel} of {architecture.name}, ridge {self.ridge:g}", [model], prepared))
+            if self.network_steps > 0:
+                module = architecture.flax(prepared.num_classes, self.width)
+                trained: list[Any] = [
+                    networks.train(
+                        module,
+                        distilled.images,
+                        distilled.labels,
+                        key=jax.random.key(seed),
+                        steps=self.network_steps,
+                        learning_rate=self.network_learning_rate,
+                        centred=True,
+                    )
+                    for seed in range(self.network_seeds)
+                ]
+                rows.append(self._row(f"{architecture.name} of width {self.width}, trained", trained, prepared))
+        print_table(f"{self.path}: {len(distilled.images)} images, test accuracy on {self.dataset}", rows)
+
+    def _row(self, name: str, models: list[Any], prepared: Prepared) -> dict[str, Any]:
+        images, labels = prepared.test_images, prepared.dataset.test.labels
+        accuracies = [100 * regression.accuracy(model, images, labels) for model in models]
+        spread = f"± {np.std(accuracies):.1f} over {len(models)} seeds" if len(models) > 1 else ""
+        return {"model": name, "accuracy": f"{np.mean(accuracies):.1f} %", "spread": spread}
+
+
+def _open(path: Path) -> tuple[Distilled, dict[str, Any]]:
+    """Give a distilled set and the configuration that it was made with, empty if it says nothing of it."""
+    if path.is_dir():
+        run = Run.resume(path)
+        file = path / "distilled.npz"
+        if not file.exists():
+            raise FileNotFoundError(f"path: got {str(path)!r}, a run that is not finished: it has no distilled.npz")
+        return Distilled.load(file), run.config
+    distilled = Distilled.load(path)
+    config = distilled.metadata.get("config", {})
+    return distilled, config if isinstance(config, dict) else {}

@@ -1,0 +1,90 @@
+"""Parse, run, and turn whatever goes wrong into one line and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from ntkit.runs import Interrupted
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line `ntkit …` and exit: 0 if all went well, 2 for bad input, 128 + signal if interrupted."""
+    # tyro and the commands are imported here, so that the module costs nothing to whoever imports ntkit.
+    import tyro
+
+    from ntkit.cli.distill import Distill
+    from ntkit.cli.evaluate import Evaluate
+    from ntkit.cli.info import Info
+    from ntkit.cli.label_solve import LabelSolve
+    from ntkit.cli.options import as_flag
+
+    commands: dict[str, Any] = {
+        "distill": Distill,
+        "label-solve": LabelSolve,
+        "evaluate": Evaluate,
+        "info": Info,
+    }
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = " ".join(["ntkit", *(argument for argument in arguments[:1] if argument in commands)])
+    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
+    options: Any = None
+    try:
+        with _one_line_errors(name):
+            options = tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="ntkit",
+                description="Neural tangent kernels to work with: distil a data set, and look at what came out.",
+                args=arguments,
+            )
+            if isinstance(options, Distill | Evaluate):
+                options = options.completed(arguments[1:])
+        options.run()
+        sys.stdout.flush()
+    except Interrupted as interrupted:
+        print(f"{name}: {interrupted}", file=sys.stderr)
+        sys.exit(128 + interrupted.signal)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python would complain again when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        # With a number but no file name str() would put "[Errno 13]" before the message.
+        _exit(name, as_flag(str(error) if error.filename or not error.strerror else error.strerror, options))
+    except (ValueError, FloatingPointError) as error:
+        _exit(name, as_flag(str(error), options))
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # a subclass is a fault of ours or of XLA's: its traceback is wanted
+            raise
+        _exit(name, as_flag(str(error), options))
+
+
+def _exit(name: str, message: str) -> None:
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def _one_line_errors(name: str) -> Any:
+    """Say a parsing error in one line, where tyro draws a box around it."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            yield
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        text = re.sub(r"^╭.*╮$", "", captured.getvalue(), flags=re.M)
+        body = re.split(r"─{4,}", text)[0]
+        _exit(name, re.sub(r"[│╭╮╰╯─]", " ", body))
+    finally:
+        if sys.exc_info()[0] is None:
+            sys.stderr.write(captured.getvalue())

@@ -1,0 +1,178 @@
+"""Options that commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+import ntkit
+from ntkit.activations import ACTIVATIONS
+from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which images, and how they are prepared for the kernel."""
+
+    dataset: str = "digits"
+    """Data set: "digits" (scikit-learn's, embedded) or the name of a TensorFlow Datasets (TFDS) set."""
+
+    data_dir: Path | None = None
+    """Directory that holds TFDS data; by default TFDS_DATA_DIR, else TFDS's own."""
+
+    preprocess: Literal["auto", "none", "standardize", "zca"] = "auto"
+    """Preprocessing. "auto": as in the KIP papers, "standardize" for grey images and "zca" for colour."""
+
+    zca_regularization: float = 0.1
+    """Regularization of ZCA, relative to the mean eigenvalue of the covariance; at least 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelOptions:
+    """Which kernel, or family of kernels."""
+
+    architecture: Literal["fc", "conv", "convnet", "myrtle"] = "fc"
+    """Network whose infinitely wide limit is the kernel."""
+
+    depth: tuple[int, ...] = ()
+    """Hidden layers; several depths make a family, of which each step samples one. Default by architecture: fc 1,
+    conv 3, convnet 3, myrtle 5."""
+
+    kernel: Literal["ntk", "nngp"] = "ntk"
+    """Neural tangent kernel, or the covariance of the random network."""
+
+    activation: str = "relu"
+    """Nonlinearity: relu, erf, gelu and others with a closed form."""
+
+    W_std: float = 2**0.5
+    """Standard deviation of the weights, times the square root of the fan-in; at least 0."""
+
+    b_std: float = 0.1
+    """Standard deviation of the biases; at least 0."""
+
+    ridge: float = 1e-6
+    """Ridge, relative to the mean of the Gram matrix's diagonal; at least 0."""
+
+
+DEFAULT_DEPTH = {"fc": 1, "conv": 3, "convnet": 3, "myrtle": 5}
+
+
+def make_architectures(options: KernelOptions) -> list[ntkit.Architecture]:
+    """Give the architecture of each depth asked for."""
+    if options.activation not in ACTIVATIONS:
+        raise ValueError(f"activation: got {options.activation!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
+    build = {"fc": ntkit.fc, "conv": ntkit.conv, "convnet": ntkit.convnet, "myrtle": ntkit.myrtle}[options.architecture]
+    depths = options.depth or (DEFAULT_DEPTH[options.architecture],)
+    return [build(depth, activation=options.activation, W_std=options.W_std, b_std=options.b_std) for depth in depths]
+
+
+def make_kernels(options: KernelOptions) -> list[ntkit.Kernel]:
+    """Give the kernel of each architecture."""
+    make = {"ntk": ntkit.ntk, "nngp": ntkit.nngp}[options.kernel]
+    return [make(architecture) for architecture in make_architectures(options)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A data set as the kernel sees it."""
+
+    dataset: Dataset
+    preprocessing: Preprocessing
+    train_images: np.ndarray
+    test_images: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.dataset.num_classes
+
+    def pictures(self, images: np.ndarray) -> np.ndarray:
+        """Give images as the kernel sees them as pictures, with values around [0, 1]."""
+        return np.asarray(self.preprocessing.inverse(images))
+
+
+def prepare(options: DataOptions) -> Prepared:
+    """Load the data set and fit the preprocessing to its training images."""
+    dataset = load(options.dataset, options.data_dir)
+    grey = dataset.train.images.shape[-1] == 1
+    kind = options.preprocess
+    if kind == "auto":
+        kind = "standardize" if grey else "zca"
+    preprocessing: Preprocessing
+    if kind == "zca":
+        preprocessing = ZCA.fit(dataset.train.images, regularization=options.zca_regularization)
+    elif kind == "standardize":
+        preprocessing = Standardize.fit(dataset.train.images)
+    else:
+        preprocessing = Identity()
+    return Prepared(
+        dataset,
+        preprocessing,
+        _in_blocks(preprocessing, dataset.train.images),
+        _in_blocks(preprocessing, dataset.test.images),
+    )
+
+
+def make_augmentation(kind: Literal["none", "flip", "digits", "objects"]) -> Augmentation | None:
+    """Give the augmentation of a name."""
+    return {
+        "none": None,
+        "flip": Augmentation(flip=True),
+        "digits": Augmentation(rotation=10.0, shift=1),
+        "objects": Augmentation.objects(),
+    }[kind]
+
+
+def vacant_run(*parts: object) -> Path:
+    """Give the directory runs/part-part-…, or the first of runs/…-2, runs/…-3, … that does not exist."""
+    name = re.sub(r"[^\w.-]", "-", "-".join(map(str, parts)))
+    candidate, number = Path("runs") / name, 1
+    while candidate.exists():
+        number += 1
+        candidate = Path("runs") / f"{name}-{number}"
+    return candidate
+
+
+def as_flag(message: str, options: object) -> str:
+    """Rename the argument that begins a library's error message to the option that the user gave it by."""
+    match = re.match(r"(\w+): ", message)
+    if match is None or not dataclasses.is_dataclass(options):
+        return message
+    flags = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)}
+    flags |= {"name": "--dataset"} | getattr(options, "FLAGS", {})
+    return flags.get(match[1], match[1]) + message[len(match[1]) :]
+
+
+def config_of(options: Any, leave_out: tuple[str, ...]) -> dict[str, Any]:
+    """Give the options that decide a result, in JSON's types."""
+    config = {name: value for name, value in dataclasses.asdict(options).items() if name not in leave_out}
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in config.items()
+    }
+
+
+def options_from(kind: type[Any], config: dict[str, Any]) -> Any:
+    """Give back the options that `config_of` took apart; what a later version dropped is ignored."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    values = {name: value for name, value in config.items() if name in known}
+    if isinstance(values.get("depth"), list):
+        values["depth"] = tuple(values["depth"])
+    if isinstance(values.get("data_dir"), str):
+        values["data_dir"] = Path(values["data_dir"])
+    return kind(**values)
+
+
+# Images of one call while a data set is preprocessed: whitening needs a second copy of them.
+_BLOCK = 5000
+
+
+def _in_blocks(preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
+    transform = jax.jit(lambda x: preprocessing.transform(x))
+    blocks = [np.asarray(transform(images[i : i + _BLOCK])) for i in range(0, len(images), _BLOCK)]
+    return np.concatenate(blocks)

@@ -1,0 +1,87 @@
+"""The tables that commands end with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ntkit import regression
+from ntkit.cli.options import KernelOptions, Prepared, make_architectures, make_kernels
+from ntkit.data import one_hot
+from ntkit.distill import Distilled
+from ntkit.distill.support import initial_support
+from ntkit.kernels import Kernel
+
+# Random draws of real images that the distilled ones are compared with.
+DRAWS = 10
+
+
+def accuracy_table(
+    options: KernelOptions, prepared: Prepared, distilled: Distilled, per_class: int, full_set_limit: int
+) -> list[dict[str, Any]]:
+    """Compare real images, as many as the distilled ones, with these and with the whole training set."""
+    rows = []
+    kernels = distilled.kernel if isinstance(distilled.kernel, tuple) else (distilled.kernel,)
+    names = [architecture.name for architecture in make_architectures(options)]
+    for name, given, kernel in zip(names, make_kernels(options), kernels, strict=True):
+        suffix = f", {name}" if len(names) > 1 else ""
+        draws = [_real(given, options.ridge, prepared, per_class, draw) for draw in range(DRAWS)]
+        count = len(distilled.images)
+        rows.append(
+            {
+                "images": f"{count} real{suffix}",
+                "accuracy": _percent(float(np.mean(draws))),
+                "spread": f"± {100 * np.std(draws):.1f} over {DRAWS} draws",
+            }
+        )
+        accuracy = _test_accuracy(kernel or given, options.ridge, prepared, distilled.images, distilled.labels)
+        rows.append({"images": f"{count} distilled{suffix}", "accuracy": _percent(accuracy), "spread": ""})
+        rows.append(_whole(given, options.ridge, prepared, full_set_limit, suffix))
+    return rows
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(rows[0]):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+def _real(kernel: Kernel, ridge: float, prepared: Prepared, per_class: int, draw: int) -> float:
+    support = initial_support(
+        "real",
+        prepared.train_images,
+        prepared.dataset.train.labels,
+        prepared.num_classes,
+        per_class,
+        jax.random.key(draw),
+    )
+    return _test_accuracy(kernel, ridge, prepared, support.images, support.targets)
+
+
+def _whole(kernel: Kernel, ridge: float, prepared: Prepared, limit: int, suffix: str) -> dict[str, Any]:
+    images, labels = prepared.train_images, prepared.dataset.train.labels
+    what = f"{len(images):,} real (all){suffix}"
+    if len(images) > limit:
+        chosen = np.asarray(jax.random.permutation(jax.random.key(0), len(images)))[:limit]
+        what = f"{limit:,} real of {len(images):,}{suffix}"
+        images, labels = images[chosen], labels[chosen]
+    accuracy = _test_accuracy(kernel, ridge, prepared, images, np.asarray(one_hot(labels, prepared.num_classes)))
+    return {"images": what, "accuracy": _percent(accuracy), "spread": ""}
+
+
+def _test_accuracy(kernel: Kernel, ridge: float, prepared: Prepared, images: np.ndarray, targets: np.ndarray) -> float:
+    model = regression.fit(kernel, images, targets, ridge)
+    return regression.accuracy(model, prepared.test_images, prepared.dataset.test.labels)
+
+
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f} %"

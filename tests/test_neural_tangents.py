@@ -1,0 +1,424 @@
+import importlib
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import random
+
+from ntkit import _neural_tangents as nt
+
+KEY = random.key(0)
+IMPLEMENTATIONS = ["JACOBIAN_CONTRACTION", "NTK_VECTOR_PRODUCTS", "STRUCTURED_DERIVATIVES", "AUTO"]
+
+
+def python(code: str, **environment: str) -> str:
+    """Run code in a fresh interpreter, where nothing has been imported yet, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# The door.
+
+
+def test_nothing_else_in_the_process_notices() -> None:
+    python(
+        """
+        import sys
+        import jax, jax.core, jax.interpreters.ad, jax.extend.core, jax.extend.linear_util, jax.example_libraries.stax
+        import jax.experimental.ode, scipy, scipy.linalg, scipy.special
+
+        modules = [jax, jax.core, jax.interpreters, jax.interpreters.ad, jax.numpy, jax.lax, scipy, scipy.linalg]
+        snapshot = lambda: [{name: id(value) for name, value in vars(module).items()} for module in modules]
+        before = snapshot()
+
+        import ntkit
+        assert "neural_tangents" not in sys.modules, "ntkit imports neural-tangents before anybody asks for it"
+        import neural_tangents
+        neural_tangents.stax, neural_tangents.batch, neural_tangents.predict
+
+        assert snapshot() == before
+        assert not hasattr(jax, "tree_map")
+        assert "jax.util" not in sys.modules
+        assert not {"tensorflow", "tf2jax"} & {name.partition(".")[0] for name in sys.modules}
+        """
+    )
+
+
+def test_works_where_tensorflow_is_not_installed() -> None:
+    python(
+        """
+        import sys
+        sys.modules["tensorflow"] = sys.modules["tf2jax"] = None  # importing them raises ImportError
+
+        import ntkit
+        import neural_tangents as nt
+        nt.stax.serial(nt.stax.Dense(1))
+        assert not hasattr(nt, "no such name")
+        for attempt in (lambda: nt.experimental, lambda: __import__("neural_tangents.experimental")):
+            try:
+                attempt()
+            except ImportError as error:
+                assert "tensorflow" in str(error) or "tf2jax" in str(error), error
+            else:
+                raise AssertionError("imported without TensorFlow")
+        """
+    )
+
+
+def test_import_is_fast() -> None:
+    code = """
+        import time
+        import jax
+        start = time.perf_counter()
+        import ntkit._neural_tangents
+        print(time.perf_counter() - start)
+    """
+    assert any(float(python(code)) < 1.0 for _ in range(5))
+
+
+def test_import_repairs_after_a_failed_import() -> None:
+    python(
+        """
+        import sys, types
+        sys.modules["tensorflow"] = None  # fail sooner
+        try:
+            import neural_tangents
+        except Exception:
+            pass
+        else:
+            raise AssertionError("it works without us now")
+        sys.modules["neural_tangents._src.utils"] = types.ModuleType("left over")
+        import ntkit
+        import neural_tangents
+        neural_tangents.stax.serial(neural_tangents.stax.Dense(1))
+        """
+    )
+
+
+def test_says_when_somebody_else_imported_it_first() -> None:
+    python(
+        """
+        import importlib.machinery, sys, types
+        other = types.ModuleType("neural_tangents")
+        other.__loader__ = importlib.machinery.SourceFileLoader("neural_tangents", "elsewhere.py")
+        sys.modules["neural_tangents"] = other
+        try:
+            import ntkit._neural_tangents
+        except ImportError as error:
+            assert "import ntkit" in str(error)
+        else:
+            raise AssertionError("accepted")
+        """
+    )
+
+
+@pytest.mark.parametrize("version", ["0.4.38", "0.5.3", "0.13.0", "1.0"])
+def test_unsupported_jax_is_refused_by_name(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "__version__", version)
+    with pytest.raises(ImportError, match=rf"jax>=0\.6,<0\.13.*jax {re.escape(version)}"):
+        importlib.reload(sys.modules["ntkit._neural_tangents"])
+
+
+@pytest.mark.parametrize("version", ["0.6.0", "0.10.2", "0.12.0.1", "0.12.1.dev20261101"])
+def test_supported_jax_is_accepted(version: str) -> None:
+    nt._check_jax_version(version)
+
+
+def test_pyproject_states_the_same_range() -> None:
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    dependencies = tomllib.loads(pyproject.read_text())["project"]["dependencies"]
+    (requirement,) = [line for line in dependencies if re.match(r"jax\b", line)]
+    bounds = [tuple(map(int, bound.split(".")[:2])) for bound in re.findall(r"[\d.]+", requirement)]
+    assert bounds == [nt.OLDEST_JAX, nt.FIRST_UNTRIED_JAX]
+
+
+def test_only_the_tests_of_neural_tangents_get_the_views(tmp_path: Path) -> None:
+    for name, marker in (("theirs", "class NeuralTangentsTestCase: pass"), ("ours", "")):
+        package = tmp_path / name / "tests" / "inner"
+        package.mkdir(parents=True)
+        for directory in (package, package.parent):
+            (directory / "__init__.py").touch()
+        (package.parent / "test_utils.py").write_text(f"import jax\n{marker}\n")
+        (package / "a_test.py").write_text("import jax\nsees_tree_map = hasattr(jax, 'tree_map')\n")
+    code = "import ntkit._neural_tangents; from tests.inner import a_test; print(a_test.sees_tree_map)"
+    for name, sees in (("theirs", "True"), ("ours", "False")):
+        # With a safe path the tests in the current directory stay out of the way.
+        assert python(code, PYTHONPATH=str(tmp_path / name), PYTHONSAFEPATH="1").strip() == sees
+
+
+# Closed-form kernels.
+
+
+def arc_cosine_kernels(x1: np.ndarray, x2: np.ndarray, depth: int, W_std: float, b_std: float):
+    """NNGP and NTK of a fully connected ReLU network, from Cho & Saul (2009) and Jacot et al. (2018)."""
+
+    def affine(kernel: np.ndarray) -> np.ndarray:
+        return W_std**2 * kernel + b_std**2
+
+    nngp = affine(x1 @ x2.T / x1.shape[1])
+    variance1, variance2 = (affine((x**2).mean(1)) for x in (x1, x2))
+    ntk = nngp
+    for _ in range(depth):
+        scale = np.sqrt(np.outer(variance1, variance2))
+        angle = np.arccos(np.clip(nngp / scale, -1, 1))
+        derivative = (np.pi - angle) / (2 * np.pi)
+        nngp = affine(scale * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi))
+        ntk = nngp + W_std**2 * ntk * derivative
+        variance1, variance2 = affine(variance1 / 2), affine(variance2 / 2)
+    return nngp, ntk
+
+
+def fully_connected(depth: int = 2, width: int = 64, outputs: int = 1):
+    hidden = [nt.stax.Dense(width, W_std=1.3, b_std=0.2), nt.stax.Relu()] * depth
+    return nt.stax.serial(*hidden, nt.stax.Dense(outputs, W_std=1.3, b_std=0.2))
+
+
+def test_relu_kernel_in_closed_form() -> None:
+    x1, x2 = (random.normal(key, (n, 7)) for n, key in zip((5, 4), random.split(KEY), strict=True))
+    kernel = fully_connected()[2](x1, x2, ("nngp", "ntk"))
+    nngp, ntk = arc_cosine_kernels(np.asarray(x1, np.float64), np.asarray(x2, np.float64), 2, 1.3, 0.2)
+    np.testing.assert_allclose(kernel.nngp, nngp, rtol=1e-5)
+    np.testing.assert_allclose(kernel.ntk, ntk, rtol=1e-5)
+
+
+def test_monte_carlo_kernel_approaches_the_closed_form() -> None:
+    x = random.normal(KEY, (4, 7))
+    init_fn, apply_fn, kernel_fn = fully_connected(depth=1, width=256)
+    sampled = nt.monte_carlo_kernel_fn(init_fn, apply_fn, KEY, n_samples=64, vmap_axes=0)(x, None, ("nngp", "ntk"))
+    exact = kernel_fn(x, None, ("nngp", "ntk"))
+    for name in ("nngp", "ntk"):
+        expected = getattr(exact, name)
+        assert jnp.linalg.norm(getattr(sampled, name) - expected) < 0.2 * jnp.linalg.norm(expected)
+
+
+def test_batch_on_one_device() -> None:
+    x1, x2 = random.normal(KEY, (6, 7)), random.normal(random.key(1), (4, 7))
+    kernel_fn = fully_connected()[2]
+    batched = nt.batch(kernel_fn, batch_size=2)
+    np.testing.assert_allclose(batched(x1, x2, "ntk"), kernel_fn(x1, x2, "ntk"), rtol=1e-6)
+
+
+def test_batch_on_several_devices() -> None:
+    python(
+        """
+        import jax, numpy as np
+        from ntkit import _neural_tangents as nt
+
+        assert jax.device_count() == 3
+        x1, x2 = (jax.random.normal(jax.random.key(n), (n, 7)) for n in (12, 6))
+        init_fn, apply_fn, kernel_fn = nt.stax.serial(nt.stax.Dense(8), nt.stax.Relu(), nt.stax.Dense(1))
+        expected = kernel_fn(x1, x2, ("nngp", "ntk"))
+        for store_on_device in (True, False):
+            batched = nt.batch(kernel_fn, batch_size=2, store_on_device=store_on_device)
+            for name, value in batched(x1, x2, ("nngp", "ntk"))._asdict().items():
+                np.testing.assert_allclose(value, getattr(expected, name), rtol=1e-5)
+
+        params = init_fn(jax.random.key(0), x1.shape)[1]
+        empirical = nt.empirical_ntk_fn(apply_fn)
+        np.testing.assert_allclose(nt.batch(empirical, 2)(x1, x2, params), empirical(x1, x2, params), rtol=1e-4)
+        """,
+        XLA_FLAGS="--xla_force_host_platform_device_count=3",
+    )
+
+
+# Predictions.
+
+
+def regression_problem():
+    x = random.normal(KEY, (6, 4))
+    kernel = jnp.exp(-0.5 * ((x[:, None] - x) ** 2).sum(-1))
+    return kernel[:4, :4], kernel[4:, :4], random.normal(random.key(1), (4, 2))
+
+
+@pytest.mark.parametrize("time", [None, 0.7])
+def test_gradient_descent_mse(time: float | None) -> None:
+    k_dd, k_td, y = (np.asarray(a, np.float64) for a in regression_problem())
+    eigenvalues, vectors = np.linalg.eigh(k_dd)
+    decay = 0.0 if time is None else np.exp(-eigenvalues * time / y.size)
+    expected = k_td @ vectors @ np.diag((1 - decay) / eigenvalues) @ vectors.T @ y
+
+    k_dd, k_td, y = regression_problem()
+    predict = nt.predict.gradient_descent_mse(k_dd, y)
+    np.testing.assert_allclose(predict(time, 0.0, 0.0, k_td)[1], expected, rtol=1e-4, atol=1e-6)
+
+    # Traced kernels, and a solver cached inside a `jit` and used outside of it.
+    def from_kernel(k_dd):
+        return nt.predict.gradient_descent_mse(k_dd, y)(time, 0.0, 0.0, k_td)[1]
+
+    np.testing.assert_allclose(jax.jit(from_kernel)(k_dd), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(from_kernel)(k_dd[None])[0], expected, rtol=1e-4, atol=1e-6)
+    predict = nt.predict.gradient_descent_mse(k_dd, y)
+    jax.jit(lambda k_td: predict(time, 0.0, 0.0, k_td))(k_td)
+    np.testing.assert_allclose(predict(time, 0.0, 0.0, k_td)[1], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_descent_integrates_the_flow() -> None:
+    k_dd, k_td, y = regression_problem()
+    closed = nt.predict.gradient_descent_mse(k_dd, y)(0.7, 0.0, 0.0, k_td)
+    integrate = nt.predict.gradient_descent(lambda fx, y: 0.5 * jnp.mean((fx - y) ** 2), k_dd, y)
+    numerical = integrate(jnp.array([0.0, 0.7]), jnp.zeros((4, 2)), jnp.zeros((2, 2)), k_td)
+    for expected, found in zip(closed, numerical, strict=True):
+        np.testing.assert_allclose(found[-1], expected, atol=1e-4)
+
+
+def test_max_learning_rate() -> None:
+    k_dd, _, y = regression_problem()
+    largest = np.linalg.eigvalsh(np.asarray(k_dd, np.float64))[-1]
+    found = nt.predict.max_learning_rate(k_dd, y_train_size=y.size)
+    np.testing.assert_allclose(found, 2 * y.size / (largest + 1e-12), rtol=1e-5)
+
+
+# Kernels of finite networks, against the plain definition.
+
+
+def contracted_jacobians(apply_fn, x1, x2, params, trace: bool):
+    def jacobian(x):
+        out = apply_fn(params, x)
+        leaves = jax.tree.leaves(jax.jacobian(apply_fn)(params, x))
+        return jnp.concatenate([leaf.reshape(*out.shape, -1) for leaf in leaves], -1)
+
+    ntk = jnp.einsum("iap,jbp->ijab", jacobian(x1), jacobian(x2))
+    return jnp.trace(ntk, axis1=2, axis2=3) / ntk.shape[-1] if trace else ntk
+
+
+def stax_network(*layers):
+    def build(shape):
+        init_fn, apply_fn, _ = nt.stax.serial(*layers)
+        return apply_fn, init_fn(random.key(2), shape)[1]
+
+    return build
+
+
+def network(apply_fn, **shapes):
+    def build(_):
+        keys = random.split(random.key(2), len(shapes))
+        params = {name: random.normal(key, shape) / 2 for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
+        return apply_fn, params
+
+    return build
+
+
+def convolve(x, filters, **options):
+    return jax.lax.conv_general_dilated(
+        x, filters, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+    )
+
+
+def recurrent(params, x):
+    def step(state, row):
+        return jnp.tanh(row @ params["w"] + state @ params["u"]), None
+
+    rows = x.reshape(x.shape[0], 4, -1).swapaxes(0, 1)
+    return jax.lax.scan(step, jnp.zeros((x.shape[0], 3)), rows)[0]
+
+
+def gated(params, x):
+    value, gate = jnp.split(x.reshape(x.shape[0], -1) @ params["w"], 2, axis=1)
+    return value * jax.nn.sigmoid(gate)
+
+
+NETWORKS = {
+    "fc": stax_network(nt.stax.Flatten(), nt.stax.Dense(6, b_std=1.0), nt.stax.Erf(), nt.stax.Dense(3, b_std=1.0)),
+    "cnn": stax_network(
+        nt.stax.Conv(4, (3, 3), padding="SAME", b_std=1.0),
+        nt.stax.Relu(),
+        nt.stax.AvgPool((2, 2)),
+        nt.stax.Conv(4, (2, 2)),
+        nt.stax.Gelu(),
+        nt.stax.Flatten(),
+        nt.stax.LayerNorm(),
+        nt.stax.Dense(3),
+    ),
+    "residual": stax_network(
+        nt.stax.Conv(3, (3, 3), padding="SAME"),
+        nt.stax.FanOut(2),
+        nt.stax.parallel(nt.stax.Identity(), nt.stax.Conv(3, (3, 3), padding="SAME")),
+        nt.stax.FanInSum(),
+        nt.stax.GlobalAvgPool(),
+    ),
+    "shared weights": network(
+        lambda p, x: jnp.tanh(jnp.tanh(x[:, 0, 0] @ p["w"]) @ p["w"].T + x[:, 1, 1] @ p["w"]) + p["b"], w=(3, 3), b=(3,)
+    ),
+    "grouped convolution": network(
+        lambda p, x: jnp.tanh(convolve(x, p["w"], feature_group_count=3)).mean((1, 2)), w=(3, 3, 1, 6)
+    ),
+    "max pooling": network(lambda p, x: convolve(x, p["w"]).reshape(x.shape[0], 4, 4, 2).max(1).sum(1), w=(3, 3, 3, 2)),
+    "checkpoint": network(
+        jax.checkpoint(lambda p, x: jnp.sin(jnp.tanh(x[:, 0].reshape(x.shape[0], -1) @ p["w"]) @ p["v"])),
+        w=(12, 5),
+        v=(5, 2),
+    ),
+    "batch norm": network(
+        lambda p, x: jax.nn.standardize(x.reshape(x.shape[0], -1) @ p["w"], axis=0) * p["scale"] + p["b"],
+        w=(48, 3),
+        scale=(3,),
+        b=(3,),
+    ),
+    "recurrent": network(recurrent, w=(12, 3), u=(3, 3)),
+    "gated": network(gated, w=(48, 6)),
+    "unused parameter": network(lambda p, x: x[:, 0, 0] @ p["used"], used=(3, 2), unused=(4,)),
+}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_empirical_ntk(name: str, implementation: str) -> None:
+    x1, x2 = random.normal(KEY, (3, 4, 4, 3)), random.normal(random.key(1), (3, 4, 4, 3))
+    apply_fn, params = NETWORKS[name](x1.shape)
+    kernel_fn = nt.empirical_ntk_fn(apply_fn, trace_axes=(), implementation=nt.NtkImplementation[implementation])
+    expected = contracted_jacobians(apply_fn, x1, x2, params, trace=False)
+    np.testing.assert_allclose(
+        jax.jit(kernel_fn)(x1, x2, params), expected, rtol=1e-4, atol=1e-5 * jnp.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_empirical_ntk_traced_and_vmapped(implementation: str) -> None:
+    x1, x2 = random.normal(KEY, (3, 4, 4, 3)), random.normal(random.key(1), (2, 4, 4, 3))
+    apply_fn, params = NETWORKS["cnn"](x1.shape)
+    kernel_fn = nt.empirical_ntk_fn(
+        apply_fn, trace_axes=(-1,), vmap_axes=0, implementation=nt.NtkImplementation[implementation]
+    )
+    expected = contracted_jacobians(apply_fn, x1, x2, params, trace=True)
+    np.testing.assert_allclose(kernel_fn(x1, x2, params), expected, rtol=1e-4)
+
+
+def test_empirical_ntk_vector_product() -> None:
+    x = random.normal(KEY, (3, 4, 4, 3))
+    apply_fn, params = NETWORKS["fc"](x.shape)
+    vector = random.normal(random.key(3), (3, 3))
+    expected = jnp.einsum("ijab,jb->ia", contracted_jacobians(apply_fn, x, x, params, trace=False), vector)
+    product = nt.empirical_ntk_vp_fn(apply_fn, x, None, params)(vector)
+    np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_structured_derivatives_cannot_do_names_what_can() -> None:
+    x = random.normal(KEY, (3, 4, 4, 3))
+
+    @jax.custom_vjp
+    def both(x):
+        return jnp.sin(x), jnp.cos(x)
+
+    both.defvjp(lambda x: (both(x), both(x)), lambda both, cts: (cts[0] * both[1] - cts[1] * both[0],))
+    apply_fn, params = network(lambda p, x: sum(both(x[:, 0, 0] @ p["w"])), w=(3, 4))(x.shape)
+    expected = contracted_jacobians(apply_fn, x, x, params, trace=True)
+    structured = nt.empirical_ntk_fn(apply_fn, implementation=nt.NtkImplementation.STRUCTURED_DERIVATIVES)
+    with pytest.raises(NotImplementedError, match="JACOBIAN_CONTRACTION"):
+        structured(x, None, params)
+    auto = nt.empirical_ntk_fn(apply_fn, implementation=nt.NtkImplementation.AUTO)
+    np.testing.assert_allclose(auto(x, None, params), expected, rtol=1e-4)
