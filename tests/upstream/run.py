@@ -46,9 +46,7 @@ def run(source: Path, test: Path, budget: float, arguments: list[str]) -> collec
             status = subprocess.run(
                 [*command, str(test.relative_to(source)), *arguments],
                 cwd=source,
-                # JAX draws other random numbers from a key since 0.5, and the tolerances of the Monte Carlo tests
-                # were chosen for the numbers that it drew before.
-                env={"JAX_THREEFRY_PARTITIONABLE": "0", **os.environ, "PYTHONPATH": str(source)},
+                env={**os.environ, "PYTHONPATH": str(source)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=budget,
