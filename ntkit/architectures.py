@@ -18,6 +18,7 @@ import numpy as np
 
 from ntkit import _neural_tangents as nt
 from ntkit import activations
+from ntkit._checks import is_scale
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -140,7 +141,9 @@ class Architecture:
         from ntkit._flax import Network  # flax costs most of a second to import: only who asks for it pays
 
         width = _positive_int("width", self.width if width is None else width)
-        return Network(self, _positive_int("num_outputs", num_outputs), width)
+        # JAX compiles a module as a constant, which must be hashable: a float is, the array of a learned W_std is not.
+        constant = jax.tree.map(lambda std: std if isinstance(std, jax.core.Tracer) else float(std), self)
+        return Network(constant, _positive_int("num_outputs", num_outputs), width)
 
 
 def fc(
@@ -258,6 +261,11 @@ def check_image_shape(architecture: Architecture, shape: tuple[int, ...]) -> Non
                 f"x: got images of {shape[0]}×{shape[1]} pixels, expected larger ones: "
                 f"{architecture.name} pools them away"
             )
+    if size is not None:
+        raise ValueError(
+            f"architecture: got {architecture.name} without Flatten() or GlobalAveragePool(), "
+            "expected one of them between images and the readout"
+        )
 
 
 def _convolved(size: tuple[int, int], layer: Conv) -> tuple[int, int]:
@@ -306,7 +314,7 @@ def _std(name: str, value: Std) -> Std:
     """Let a tracer through, and a number if it is finite and not negative."""
     if isinstance(value, jax.core.Tracer):
         return value
-    if np.ndim(value) != 0 or not np.isfinite(value) or value < 0:
+    if not is_scale(value):
         raise ValueError(f"{name}: got {value!r}, expected a finite scalar of at least 0")
     return value
 

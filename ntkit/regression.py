@@ -17,9 +17,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._checks import is_scale
 from ntkit.gram import gram as gram_in_blocks
 from ntkit.kernels import Kernel
-from ntkit.kernels._inputs import traced
+from ntkit.kernels._inputs import check_inputs, traced
 
 
 class RidgeWarning(UserWarning):
@@ -47,7 +48,12 @@ class Predictor:
 
     def __call__(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m outputs"]:
         """Predict the outputs (m, outputs) for a batch of inputs."""
-        return jnp.matmul(_gram(self.kernel, x, self.support), self.weights, precision="highest")
+        x = check_inputs("x", x)
+        if x.shape[1:] != self.support.shape[1:]:
+            raise ValueError(
+                f"x: got inputs of shape {x.shape[1:]}, expected {self.support.shape[1:]} as in the support"
+            )
+        return jnp.matmul(gram_in_blocks(self.kernel, x, self.support), self.weights, precision="highest")
 
 
 def fit(
@@ -73,14 +79,14 @@ def fit(
     finite.
     """
     x, y = _check_training_set(x, y)
-    if not traced(ridge) and not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
+    if not traced(ridge) and not is_scale(ridge):
         raise ValueError(f"ridge: got {ridge!r}, expected a finite scalar of at least 0")
-    gram = _gram(kernel, x, None)
+    gram = gram_in_blocks(kernel, x)
     weights, used = _solve(gram, y, jnp.asarray(ridge, gram.dtype))
     if not traced(weights):
         _check_finite("fit", weights)
     if not traced(used, ridge):
-        warn_of_ridge(float(ridge), float(used))
+        warn_of_ridge(float(np.asarray(ridge)), float(used))
     return Predictor(kernel, x, weights, used)
 
 
@@ -107,10 +113,11 @@ def flow(
     finite.
     """
     x, y = _check_training_set(x, y)
-    for name, value in (("time", time), ("learning_rate", learning_rate)):
-        if not traced(value) and not (np.ndim(value) == 0 and value >= 0):
-            raise ValueError(f"{name}: got {value!r}, expected a scalar of at least 0")
-    gram = _gram(kernel, x, None)
+    if not traced(time) and not is_scale(time) and not (np.ndim(time) == 0 and time == jnp.inf):
+        raise ValueError(f"time: got {time!r}, expected a scalar of at least 0, or infinity")
+    if not traced(learning_rate) and not is_scale(learning_rate):
+        raise ValueError(f"learning_rate: got {learning_rate!r}, expected a finite scalar of at least 0")
+    gram = gram_in_blocks(kernel, x)
     scaled_time = jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / y.size
     weights = _flow(gram, y, scaled_time)
     if not traced(weights):
@@ -137,8 +144,8 @@ def accuracy(
         raise ValueError(f"labels: got {labels.dtype} of shape {labels.shape}, expected integers of shape ({len(x)},)")
     if len(x) == 0:
         raise ValueError("x: got no inputs, expected at least one")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size!r}, expected an integer of at least 1")
     correct = 0
     for start in range(0, len(x), batch_size):
         batch = x[start : start + batch_size]
@@ -146,7 +153,10 @@ def accuracy(
         if start > 0 and count < batch_size:
             # One shape, one compilation: the last batch is filled up with the first inputs.
             batch = np.concatenate([batch, x[: batch_size - count]])
-        outputs = np.asarray(model(jnp.asarray(batch)))[:count]
+        outputs = np.asarray(model(jnp.asarray(batch)))
+        if outputs.ndim != 2 or len(outputs) != len(batch):
+            raise ValueError(f"model: got outputs of shape {outputs.shape}, expected ({len(batch)}, classes)")
+        outputs = outputs[:count]
         _check_finite("accuracy: the model's outputs", outputs)
         correct += int(np.sum(_classes(outputs, labels) == labels[start : start + count]))
     return correct / len(x)
@@ -219,11 +229,6 @@ def _factorize(regularized: Callable[[Array], Array], ridge: Array, gram: Array)
 _solve = jax.jit(solve)
 
 
-def _gram(kernel: Kernel, x1: ArrayLike, x2: Array | None) -> Array:
-    """Give a Gram matrix: whole while being traced, else in blocks if it is too large for one call."""
-    return kernel(x1, x2) if traced(kernel, x1, x2) else gram_in_blocks(kernel, x1, x2)
-
-
 @jax.custom_jvp
 def _flow(gram: Array, y: Array, time: Array) -> Array:
     """Give φ(K) y with φ(λ) = (1 − e^{−λt}) / λ."""
@@ -270,9 +275,8 @@ class _Spectrum(NamedTuple):
         return jnp.where(positive, -jnp.expm1(-safe * time) / safe, self._damped(time))
 
     def phi_by_time(self, time: Array) -> Array:
-        finite = jnp.where(jnp.isinf(time), 0.0, time)
-        at_zero = (1 - self.rounding * finite) * jnp.exp(-self.rounding * finite)
-        by_time = jnp.where(self.eigenvalues > 0, jnp.exp(-self.eigenvalues * finite), at_zero)
+        damped = (1 - self.rounding * _finite(time)) * jnp.exp(-self.rounding * _finite(time))
+        by_time = jnp.where(self.eigenvalues > 0, jnp.exp(-self.eigenvalues * _finite(time)), damped)
         return jnp.where(jnp.isinf(time), 0.0, by_time)
 
     def divided_differences(self, time: Array) -> Array:
@@ -286,21 +290,24 @@ class _Spectrum(NamedTuple):
         return jnp.where(near, self._phi_by_eigenvalue(middle, time), quotient)
 
     def _damped(self, time: Array) -> Array:
-        finite = jnp.where(jnp.isinf(time), 0.0, time)
-        return finite * jnp.exp(-self.rounding * finite)
+        return _finite(time) * jnp.exp(-self.rounding * _finite(time))
 
     def _phi_by_eigenvalue(self, eigenvalues: Array, time: Array) -> Array:
         """dφ/dλ = ((1 + λt) e^{−λt} − 1) / λ², by its series where λt is small."""
-        finite = jnp.where(jnp.isinf(time), 0.0, time)
-        u = eigenvalues * finite
-        small = u < 0.05
-        v = jnp.where(small, 1.0, u)
-        exact = ((1 + v) * jnp.exp(-v) - 1) / v**2
-        series = -1 / 2 + u * (1 / 3 + u * (-1 / 8 + u * (1 / 30 - u / 144)))
         positive = eigenvalues > 0
-        derivative = finite * jnp.where(positive, finite, self._damped(time)) * jnp.where(small, series, exact)
-        limit = jnp.where(positive, -1.0 / jnp.where(positive, eigenvalues, 1.0) ** 2, 0.0)
-        return jnp.where(jnp.isinf(time), limit, derivative)
+        safe = jnp.where(positive, eigenvalues, 1.0)
+        # By u = 100 the exponential has gone from either precision; a product of large times would overflow.
+        u = jnp.where(positive, jnp.minimum(safe * time, 100.0), 0.0)
+        small = u < 0.05
+        exact = ((1 + u) * jnp.exp(-u) - 1) / safe**2
+        series = -1 / 2 + u * (1 / 3 + u * (-1 / 8 + u * (1 / 30 - u / 144)))
+        short = jnp.where(small & positive, time, 0.0)
+        return jnp.where(positive, jnp.where(small, short**2 * series, exact), -self._damped(time) * _finite(time) / 2)
+
+
+def _finite(time: Array) -> Array:
+    """0 in place of infinity, for terms that vanish there but would be computed as ∞ · 0."""
+    return jnp.where(jnp.isinf(time), 0.0, time)
 
 
 def _spectrum(gram: Array) -> tuple[_Spectrum, Array]:
@@ -310,8 +317,8 @@ def _spectrum(gram: Array) -> tuple[_Spectrum, Array]:
 
 
 def _check_training_set(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    if y.ndim != 2 or y.shape[0] != x.shape[0]:
+    x, y = check_inputs("x", x), jnp.asarray(y)
+    if y.ndim != 2 or y.shape[0] != x.shape[0] or y.shape[1] == 0:
         raise ValueError(f"y: got shape {y.shape}, expected ({x.shape[0]}, outputs), one row of targets per input")
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise ValueError(f"y: got dtype {y.dtype}, expected floats (ntkit.data.one_hot makes them of labels)")
@@ -324,7 +331,12 @@ def _check_finite(what: str, values: Array | np.ndarray) -> None:
 
 
 def _classes(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    if outputs.shape[1] > 1:
+    classes = outputs.shape[1]
+    if classes > 1:
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(
+                f"labels: got {labels.min()} to {labels.max()}, expected 0 to {classes - 1} for {classes} outputs"
+            )
         return outputs.argmax(axis=1)
     if not np.all(np.abs(labels) == 1):
         raise ValueError("labels: a model with one output expects labels −1 and +1")

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntkit._checks import check_batch
+
 
 def check_images(name: str, images: Any) -> None:
     """Check that `images` is a batch that can be computed with.
@@ -22,13 +24,7 @@ def check_images(name: str, images: Any) -> None:
     infinity (the message gives the index of the first bad image).
     """
     x = _as_array(name, images)
-    if x.ndim not in (2, 4):
-        raise ValueError(f"{name}: got shape {x.shape}, expected (n, height, width, channels) or (n, d)")
-    # JAX's view of dtypes, not NumPy's: bfloat16 is a float too.
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: got dtype {x.dtype}, expected floats (images in [0, 1], or preprocessed)")
-    if 0 in x.shape:
-        raise ValueError(f"{name}: got shape {x.shape}, expected at least one image and one value in it")
+    check_batch(name, x)
     if isinstance(x, jax.core.Tracer):
         return
     xp: Any = jnp if isinstance(x, jax.Array) else np

@@ -6,23 +6,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
+from ntkit._checks import check_batch
+
 
 def check_inputs(name: str, x: ArrayLike) -> Array:
-    """Give `x` as a JAX array, or raise `ValueError` that names the argument.
-
-    Only shape and dtype are looked at: values may be traced, and reading them would wait for the device.
-    """
+    """Give `x` as a JAX array of at least float32, or raise `ValueError` that names the argument."""
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: got {type(x).__name__}, expected an array of floats") from error
-    if x.ndim not in (2, 4):
-        raise ValueError(f"{name}: got shape {x.shape}, expected (n, height, width, channels) or (n, d)")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: got dtype {x.dtype}, expected floats (images in [0, 1], or preprocessed)")
-    if 0 in x.shape:
-        raise ValueError(f"{name}: got shape {x.shape}, expected at least one input and one feature")
-    return x
+    check_batch(name, x)
+    # Half precision is for storage: neither an arccos near 1 nor a Cholesky factorization survives it.
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def check_pair(x1: ArrayLike, x2: ArrayLike | None) -> tuple[Array, Array | None]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from ntkit._checks import is_scale
 from ntkit.kernels._inputs import check_inputs, check_pair
 
 
@@ -21,6 +22,9 @@ class Kernel:
     argument, and its leaves are its hyper-parameters. A new kernel overrides `gram`, and `gram_diagonal` where the
     diagonal has a cheaper formula.
     """
+
+    # Makes a NumPy scalar times a kernel a kernel, where NumPy would make an array of objects.
+    __array_ufunc__ = None
 
     @property
     def engine(self) -> str:
@@ -53,7 +57,7 @@ class Kernel:
         **Arguments:** `x1`, `x2`: images (n, height, width, channels) or vectors (n, d), of one shape per input.
         `x2=None`: `x1` with itself, which is symmetric and cheaper.
 
-        **Returns:** an array (n1, n2) of the inputs' floating dtype.
+        **Returns:** an array (n1, n2) of the inputs' floating dtype; float32 for inputs of half precision.
 
         **Raises:** `ValueError` that names the argument whose shape or dtype does not fit.
         """
@@ -77,20 +81,25 @@ class Kernel:
         return Scaled(self, _scale(other))
 
 
+# The inputs decide the precision, not hyper-parameters: these may be float64 scalars of NumPy where x64 is on.
 @jax.jit
 def _gram(kernel: Kernel, x1: Array, x2: Array | None) -> Array:
-    return kernel.gram(x1, x2)
+    if x2 is not None:
+        return kernel.gram(x1, x2).astype(jnp.promote_types(x1.dtype, x2.dtype))
+    gram = kernel.gram(x1, None).astype(x1.dtype)
+    # A matrix product x xᵀ is symmetric up to rounding only, which large inputs make visible.
+    return (gram + gram.T) / 2
 
 
 @jax.jit
 def _diagonal(kernel: Kernel, x: Array) -> Array:
-    return kernel.gram_diagonal(x)
+    return kernel.gram_diagonal(x).astype(x.dtype)
 
 
 def _scale(value: ArrayLike) -> ArrayLike:
     if isinstance(value, jax.core.Tracer):
         return value
-    if jnp.ndim(value) != 0 or not jnp.isfinite(value) or value < 0:
+    if not is_scale(value):
         raise ValueError(f"scale: got {value!r}, expected a finite scalar of at least 0 (or a kernel)")
     return value
 
@@ -155,7 +164,7 @@ class Scaled(Kernel):
         return self.kernel.pair_bytes(shape, itemsize)
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
-        return self.scale * self.kernel.gram(x1, x2)
+        return jnp.multiply(self.scale, self.kernel.gram(x1, x2))
 
     def gram_diagonal(self, x: Array) -> Array:
-        return self.scale * self.kernel.gram_diagonal(x)
+        return jnp.multiply(self.scale, self.kernel.gram_diagonal(x))

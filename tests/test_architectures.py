@@ -1,0 +1,119 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntkit
+from ntkit.activations import ACTIVATIONS
+from ntkit.architectures import Activation, AveragePool, Conv, Dense, Flatten, GlobalAveragePool
+
+FACTORIES = [
+    functools.partial(f, d) for f, d in ((ntkit.fc, 1), (ntkit.conv, 2), (ntkit.convnet, 2), (ntkit.myrtle, 5))
+]
+
+
+def kinds(architecture) -> str:
+    letters = {Dense: "d", Conv: "c", Activation: "a", AveragePool: "p", GlobalAveragePool: "g", Flatten: "f"}
+    return "".join(letters[type(layer)] for layer in architecture.layers)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [
+        (ntkit.fc(0), "fd"),
+        (ntkit.fc(2), "fdadad"),
+        (ntkit.conv(2), "cacafd"),
+        (ntkit.convnet(), "capcapcapfd"),
+        (ntkit.myrtle(5), "cacapcapcagd"),
+        (ntkit.myrtle(7), "cacapcacapcacagd"),
+        (ntkit.myrtle(10), "cacacapcacacapcacacagd"),
+    ],
+)
+def test_layers(architecture, layers: str) -> None:
+    assert kinds(architecture) == layers
+    assert architecture.name.rstrip("0123456789") in ("fc", "conv", "convnet", "myrtle")
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_an_architecture_is_a_value(factory) -> None:
+    architecture = factory()
+    assert architecture == factory()
+    assert hash(architecture) == hash(factory())
+    assert architecture != factory(width=7)
+    affine = [layer for layer in architecture.layers if isinstance(layer, Dense | Conv)]
+    leaves, tree = jax.tree.flatten(architecture)
+    assert leaves == [value for layer in affine for value in (layer.W_std, layer.b_std)]
+    assert jax.tree.unflatten(tree, leaves) == architecture
+    assert len(jax.tree.leaves(factory(b_std=None))) == len(affine)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_both_readings_have_the_shapes_asked_for(factory) -> None:
+    architecture = factory(width=6)
+    x = jax.ShapeDtypeStruct((3, 8, 8, 2), jnp.float32)
+    key = jax.random.key(0)
+    for width in (None, 5):
+        hidden = width or 6
+        init_fn, apply_fn, _ = architecture.stax(4, width)
+        params = jax.eval_shape(lambda key, init=init_fn: init(key, (3, 8, 8, 2))[1], key)
+        assert jax.eval_shape(apply_fn, params, x).shape == (3, 4)
+        module = architecture.flax(4, width)
+        outputs, variables = jax.eval_shape(module.init_with_output, key, x)
+        assert outputs.shape == (3, 4)
+        sizes = [sorted(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, variables)]
+        assert sizes[0] == sizes[1]
+        first = variables["params"]["Affine_0"]["linear"]["kernel"]
+        assert first.shape[-1] == hidden
+
+
+def test_std_may_be_arrays() -> None:
+    architecture = ntkit.fc(1, W_std=jnp.float32(1.5), b_std=np.float64(0.5))
+    module = architecture.flax()
+    assert hash(module) == hash(ntkit.fc(1, W_std=1.5, b_std=0.5).flax())
+    variables = module.init(jax.random.key(0), jnp.ones((1, 2)))
+
+    @jax.jit
+    def output(W_std):
+        return ntkit.fc(1, W_std=W_std, b_std=0.5).flax().apply(variables, jnp.ones((1, 2)))
+
+    np.testing.assert_allclose(output(1.5), module.apply(variables, jnp.ones((1, 2))), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ntkit.fc(-1), "depth: got -1, expected an integer of at least 0"),
+        (lambda: ntkit.fc(1.5), "depth: got 1.5"),
+        (lambda: ntkit.fc(True), "depth: got True"),
+        (lambda: ntkit.conv(0), "depth: got 0, expected an integer of at least 1"),
+        (lambda: ntkit.convnet(0), "depth: got 0"),
+        (lambda: ntkit.myrtle(6), "depth: got 6, expected 5, 7 or 10"),
+        (lambda: ntkit.fc(1, activation="swish"), "activation: got 'swish', expected one of abs, cos, erf"),
+        (lambda: ntkit.fc(1, W_std=-1.0), "W_std: got -1.0, expected a finite scalar of at least 0"),
+        (lambda: ntkit.fc(1, W_std=np.ones(2)), "W_std: got array"),
+        (lambda: ntkit.fc(1, W_std=None), "W_std: got None"),
+        (lambda: ntkit.fc(1, W_std="1"), "W_std: got '1'"),
+        (lambda: ntkit.fc(1, b_std=np.nan), "b_std: got nan"),
+        (lambda: ntkit.fc(1, parameterization="mup"), "parameterization: got 'mup', expected 'ntk' or 'standard'"),
+        (lambda: ntkit.fc(1, width=0), "width: got 0, expected a positive integer"),
+        (lambda: ntkit.fc(1).stax(0), "num_outputs: got 0, expected a positive integer"),
+        (lambda: ntkit.fc(1).stax(1, 2.5), "width: got 2.5"),
+        (lambda: ntkit.fc(1).flax(width=0), "width: got 0"),
+        (lambda: ntkit.fc(1).flax("10"), "num_outputs: got '10'"),
+    ],
+)
+def test_bad_arguments(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_every_activation_has_the_functions_of_neural_tangents() -> None:
+    from ntkit import _neural_tangents as nt
+
+    x = jnp.linspace(-3, 3, 13)
+    for name, activation in ACTIVATIONS.items():
+        _, apply_fn, _ = activation.stax(nt.stax)
+        np.testing.assert_allclose(activation.function(x), apply_fn((), x), rtol=1e-5, atol=1e-6, err_msg=name)
