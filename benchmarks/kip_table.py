@@ -66,7 +66,7 @@ def published_rows(path: Path | None, dataset: str) -> dict[int, float | None]:
 
 
 def distil(options: argparse.Namespace, settings: Settings, prepared: Any, per_class: int) -> dict[str, Any]:
-    """Distil one row, or go on with it, and measure it."""
+    """Distil one row, or go on with it, and measure it; a finished one is read back."""
     steps = options.steps or DEFAULT_STEPS.get(per_class, 10_000)
     scale = float(np.sqrt(np.mean(np.square(prepared.train_images[:5000]))))
     learning_rate = optax.cosine_decay_schedule(settings.relative_learning_rate, steps)
@@ -90,6 +90,9 @@ def distil(options: argparse.Namespace, settings: Settings, prepared: Any, per_c
     }
     path = options.runs / f"{options.dataset}-fc1-{per_class}-seed{options.seed}"
     run = Run.resume(path, config) if path.exists() else Run.create(path, config)
+    finished = path / "row.json"
+    if finished.exists():
+        return json.loads(finished.read_text())
     started = time.time()
     distilled = ntkit.distill.kip(
         kernel,
@@ -110,14 +113,17 @@ def distil(options: argparse.Namespace, settings: Settings, prepared: Any, per_c
     distilled.save(path / "distilled.npz")
     model = regression.fit(kernel, distilled.images, distilled.labels)
     accuracy = regression.accuracy(model, prepared.test_images, prepared.dataset.test.labels, batch_size=2000)
-    return {
+    row = {
         "per_class": per_class,
         "seed": options.seed,
         "steps": steps,
         "accuracy": round(100 * accuracy, 2),
-        "seconds_of_the_last_start": round(seconds),
+        "seconds": round(seconds),
         "target_accuracy_at_the_end": round(100 * float(distilled.history["accuracy"][-1]), 2),
     }
+    with atomic_write(finished, "w") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
 
 
 def main() -> None:
@@ -145,9 +151,7 @@ def main() -> None:
         row = distil(options, settings, prepared, per_class) | {"published": published.get(per_class)}
         rows.append(row)
         said = "" if row["published"] is None else f"{row['published']:.1f}"
-        print(
-            f"{per_class:9d} {said:>10s} {row['accuracy']:14.2f}   ({row['seconds_of_the_last_start']} s)", flush=True
-        )
+        print(f"{per_class:9d} {said:>10s} {row['accuracy']:14.2f}   ({row['seconds']} s)", flush=True)
         result = {
             "what": f"KIP, NTK of fc(1), labels learned, kernel regression test accuracy on {options.dataset}, %",
             "settings": dataclasses.asdict(settings),
