@@ -65,7 +65,7 @@ def published_rows(path: Path | None, dataset: str) -> dict[int, float | None]:
     return {row[0]: row[column] for row in table.get(dataset, [])}
 
 
-def distil(options: argparse.Namespace, settings: Settings, prepared: Any, per_class: int) -> dict[str, Any]:
+def distil(options: argparse.Namespace, settings: Settings, prepared: Any, per_class: int, seed: int) -> dict[str, Any]:
     """Distil one row, or go on with it, and measure it; a finished one is read back."""
     steps = options.steps or DEFAULT_STEPS.get(per_class, 10_000)
     scale = float(np.sqrt(np.mean(np.square(prepared.train_images[:5000]))))
@@ -82,13 +82,13 @@ def distil(options: argparse.Namespace, settings: Settings, prepared: Any, per_c
         "dataset": options.dataset,
         "per_class": per_class,
         "steps": steps,
-        "seed": options.seed,
+        "seed": seed,
         "target_batch": options.target_batch,
         "settings": dataclasses.asdict(settings),
         "scale": scale,
         "kernel": "ntk fc1",
     }
-    path = options.runs / f"{options.dataset}-fc1-{per_class}-seed{options.seed}"
+    path = options.runs / f"{options.dataset}-fc1-{per_class}-seed{seed}"
     run = Run.resume(path, config) if path.exists() else Run.create(path, config)
     finished = path / "row.json"
     if finished.exists():
@@ -100,7 +100,7 @@ def distil(options: argparse.Namespace, settings: Settings, prepared: Any, per_c
         prepared.dataset.train.labels,
         per_class=per_class,
         steps=steps,
-        key=jax.random.key(options.seed),
+        key=jax.random.key(seed),
         num_classes=prepared.num_classes,
         optimizer=optimizer,
         target_batch=options.target_batch,
@@ -115,7 +115,7 @@ def distil(options: argparse.Namespace, settings: Settings, prepared: Any, per_c
     accuracy = regression.accuracy(model, prepared.test_images, prepared.dataset.test.labels, batch_size=2000)
     row = {
         "per_class": per_class,
-        "seed": options.seed,
+        "seed": seed,
         "steps": steps,
         "accuracy": round(100 * accuracy, 2),
         "seconds": round(seconds),
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, nargs="+", default=[1, 10], help="images per class (default 1 10)")
     parser.add_argument("--steps", type=int, help="gradient steps (default: 2,000 to 20,000 by images per class)")
     parser.add_argument("--target-batch", type=int, default=5000, help="images of a target batch (default 5000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of everything random (default 0)")
     parser.add_argument("--runs", type=Path, default=Path("runs/kip_table"), help="where the run directories go")
     parser.add_argument("--published", type=Path, help="JSON with the published numbers")
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -148,10 +148,15 @@ def main() -> None:
     rows = []
     print("per class  published  " + options.dataset)
     for per_class in options.per_class:
-        row = distil(options, settings, prepared, per_class) | {"published": published.get(per_class)}
-        rows.append(row)
-        said = "" if row["published"] is None else f"{row['published']:.1f}"
-        print(f"{per_class:9d} {said:>10s} {row['accuracy']:14.2f}   ({row['seconds']} s)", flush=True)
+        said = published.get(per_class)
+        of_seeds = [
+            distil(options, settings, prepared, per_class, seed) | {"published": said} for seed in options.seeds
+        ]
+        rows += of_seeds
+        accuracies = [row["accuracy"] for row in of_seeds]
+        spread = f"± {np.std(accuracies):.2f} over {len(of_seeds)} seeds" if len(of_seeds) > 1 else ""
+        seconds = round(np.mean([row["seconds"] for row in of_seeds]))
+        print(f"{per_class:9d}  {said or '':>9}  {np.mean(accuracies):.2f} {spread} ({seconds} s)", flush=True)
         result = {
             "what": f"KIP, NTK of fc(1), labels learned, kernel regression test accuracy on {options.dataset}, %",
             "settings": dataclasses.asdict(settings),
