@@ -40,19 +40,21 @@ def image_grid(
     image whose label is soft stands a bar per class, on a common scale: blue for the class of its band, orange for
     the greatest value where that is another class. With more classes than fit it says the greatest value and its class.
 
-    Args:
-        images: `(n, height, width, channels)` with 1 or 3 channels, of any real range.
-        labels: soft labels `(n, C)`, or classes `(n,)` of integers. By default none.
-        classes: `(n,)` integers, the band of every image, such as the class that it started from. By default the
-            greatest entry of its label.
-        class_names: the names of classes 0, 1, …; by default their numbers.
-        columns: images per row; by default chosen so that the picture is a little wider than high.
-        scale: "image" stretches each image from its least to its greatest value, "grid" does so for all together,
-            and `(low, high)` shows that range, clipped.
-        title: a heading.
+    **Arguments:**
 
-    Raises:
-        ValueError: an argument has the wrong shape or value.
+    - `images`: `(n, height, width, channels)` with 1 or 3 channels, of any real range.
+    - `labels`: soft labels `(n, C)`, or classes `(n,)` of integers. By default none.
+    - `classes`: `(n,)` integers, the band of every image, such as the class that it started from. By default the
+      greatest entry of its label.
+    - `class_names`: the names of classes 0, 1, …; by default their numbers.
+    - `columns`: images per row; by default chosen so that the picture is a little wider than high.
+    - `scale`: "image" stretches each image from its least to its greatest value, "grid" does so for all together, and
+      `(low, high)` shows that range, clipped.
+    - `title`: a heading.
+
+    **Raises:**
+
+    - `ValueError`: an argument has the wrong shape or value.
     """
     from matplotlib.figure import Figure
 
@@ -131,10 +133,11 @@ def image_grid(
 def history(metrics: Iterable[Mapping[str, Any]], *, title: str | None = None) -> "Figure":
     """Draw losses on a logarithmic axis and accuracies in percent, over the steps of a run.
 
-    Args:
-        metrics: records with a "step", such as `Run.metrics()` gives. Values whose name contains "loss" go to the
-            left panel, those with "accuracy" to the right one; others are left out.
-        title: a heading.
+    **Arguments:**
+
+    - `metrics`: records with a "step", such as `Run.metrics()` gives. Values whose name contains "loss" go to the left
+      panel, those with "accuracy" to the right one; others are left out.
+    - `title`: a heading.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -186,9 +189,10 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
     A figure drawn from the same data gives the same bytes: no date or version is written into it.
 
-    Raises:
-        ValueError: matplotlib cannot write that format.
-        OSError: `path` cannot be written.
+    **Raises:**
+
+    - `ValueError`: matplotlib cannot write that format.
+    - `OSError`: `path` cannot be written.
     """
     ending = Path(path).suffix[1:].lower() or "png"
     known = figure.canvas.get_supported_filetypes()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
+import shlex
+import signal
 import time
+import warnings
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -17,15 +22,20 @@ from ntkit.cli.options import (
     DataOptions,
     KernelOptions,
     Prepared,
+    at_least,
     config_of,
+    hyper_parameters,
     make_augmentation,
     make_kernels,
+    make_key,
+    new_run,
     options_from,
     prepare,
     vacant_run,
 )
-from ntkit.cli.tables import accuracy_table, print_table
+from ntkit.cli.tables import accuracy_table, in_words, print_table
 from ntkit.distill import Distilled
+from ntkit.kernels import Kernel
 from ntkit.runs import Interrupted, Run, atomic_write, write_report
 
 # What says where a run is or how it is watched, not what it computes.
@@ -89,16 +99,23 @@ class Distill(DataOptions, KernelOptions):
     """Training images, at most, of the last row of the table: kernel regression on all of a large set takes its
     number's cube in time and its square in memory."""
 
-    # What the run directory is called in error messages.
-    FLAGS: ClassVar[dict[str, str]] = {"path": "--out", "config": "--resume"}
+    @property
+    def flags(self) -> dict[str, str]:
+        """What the library's argument names are on the command line, where that is not the option's own name."""
+        return {"path": "--out" if self.resume is None else "--resume", "config": "--resume"}
 
     def completed(self, arguments: list[str]) -> Distill:
         """Take what was not given from the run to resume, and raise `ValueError` if what was given differs."""
         if self.resume is None:
             return self
-        stored = options_from(Distill, Run.resume(self.resume).config)
-        given: Distill = tyro.cli(Distill, args=arguments, default=dataclasses.replace(stored, resume=self.resume))
-        Run.resume(self.resume, given.config())
+        if self.out is not None:
+            raise ValueError(f"out: got {str(self.out)!r}, expected none beside --resume")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `run` opens it once more
+            run = Run.resume(self.resume)
+            stored = Distill(**options_from(Distill, run.config), resume=self.resume)
+            given: Distill = tyro.cli(Distill, args=arguments, default=stored)
+            Run.resume(self.resume, given.config())
         return given
 
     def config(self) -> dict[str, Any]:
@@ -107,50 +124,58 @@ class Distill(DataOptions, KernelOptions):
 
     def run(self) -> None:
         """Distil, and write the run directory."""
-        started = time.monotonic()
         kernels = make_kernels(self)
-        _check_positive("learning_rate", self.learning_rate)
+        key = make_key(self.seed)
+        optimizer = _optimizer(self.learning_rate, self.schedule, self.steps)
+        at_least(1, full_set_limit=self.full_set_limit)
+        opened = None if self.resume is None else Run.resume(self.resume, self.config())
         prepared = prepare(self)
-        if self.resume is not None:
-            run = Run.resume(self.resume, self.config())
-        else:
-            out = self.out or vacant_run(self.dataset, self.architecture, self.per_class)
-            run = Run.create(out, self.config())
-        try:
-            distilled = distill.kip(
-                kernels[0] if len(kernels) == 1 else kernels,
-                prepared.train_images,
-                prepared.dataset.train.labels,
-                per_class=self.per_class,
-                steps=self.steps,
-                key=jax.random.key(self.seed),
-                num_classes=prepared.num_classes,
-                init=self.init,
-                learn_labels=self.learn_labels,
-                learn_kernel=self.learn_kernel,
-                optimizer=_optimizer(self.learning_rate, self.schedule, self.steps),
-                target_batch=self.target_batch,
-                support_batch=self.support_batch,
-                augment=make_augmentation(self.augment),
-                loss=self.loss,
-                ridge=self.ridge,
-                log_every=self.log_every,
-                run=run,
-                checkpoint_every=self.checkpoint_every,
-                show_progress=True,
-            )
-        except ValueError:
-            if self.resume is None:
-                run.discard()
-            raise
-        except Interrupted as interrupted:
-            raise Interrupted(
-                f"{interrupted}; go on with: ntkit distill --resume {run.path}", interrupted.signal
-            ) from None
-        distilled = dataclasses.replace(distilled, metadata={"config": run.config, "versions": run.versions})
+        with contextlib.ExitStack() as stack:
+            if opened is None:
+                out = self.out or vacant_run(self.dataset, self.architecture, self.per_class)
+                run = stack.enter_context(new_run(out, self.config()))
+            else:
+                run = opened
+            try:
+                self._distil(run, prepared, kernels, key, optimizer)
+            except KeyboardInterrupt as interrupt:
+                what = str(interrupt) or "stopped"
+                number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
+                resumable = self.resume is not None or run.step is not None
+                hint = f"go on with: ntkit distill --resume {shlex.quote(str(run.path))}"
+                raise Interrupted(f"{what}; {hint if resumable else 'nothing is kept'}", number) from None
+
+    def _distil(self, run: Run, prepared: Prepared, kernels: list[Kernel], key: jax.Array, optimizer: Any) -> None:
+        started = time.monotonic()
+        distilled = distill.kip(
+            kernels[0] if len(kernels) == 1 else kernels,
+            prepared.train_images,
+            prepared.dataset.train.labels,
+            per_class=self.per_class,
+            steps=self.steps,
+            key=key,
+            num_classes=prepared.num_classes,
+            init=self.init,
+            learn_labels=self.learn_labels,
+            learn_kernel=self.learn_kernel,
+            optimizer=optimizer,
+            target_batch=self.target_batch,
+            support_batch=self.support_batch,
+            augment=make_augmentation(self.augment),
+            loss=self.loss,
+            ridge=self.ridge,
+            log_every=self.log_every,
+            run=run,
+            checkpoint_every=self.checkpoint_every,
+            show_progress=True,
+        )
+        metadata: dict[str, Any] = {"config": run.config, "versions": run.versions}
+        if self.learn_kernel:
+            metadata["kernels"] = hyper_parameters(distilled.kernel)
+        distilled = dataclasses.replace(distilled, metadata=metadata)
         rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
         write_results(run, prepared, distilled, rows, f"{self.per_class} per class")
-        print_table(f"{self.dataset}: test accuracy of kernel regression", rows)
+        print_table(f"{self.dataset}: kernel regression", in_words(rows))
         print(f"{run.path}: report.html, distilled.npz, distilled.png ({time.monotonic() - started:.0f} s)")
 
 
@@ -172,11 +197,12 @@ def write_results(run: Run, prepared: Prepared, distilled: Distilled, rows: list
         figures["History"] = run.path / "history.png"
     with atomic_write(run.path / "results.json", "w") as file:
         file.write(json.dumps(rows, indent=2) + "\n")
+    written = in_words(rows)
     write_report(
         run.path / "report.html",
         title=f"{prepared.dataset.name}, {title}",
-        summary={row["images"]: row["accuracy"] for row in rows},
-        tables={"Test accuracy of kernel regression": rows},
+        summary={row["images"]: row["test accuracy"] for row in written},
+        tables={"Kernel regression": written},
         figures=figures,
         config=run.config,
         versions=run.versions,
@@ -185,14 +211,13 @@ def write_results(run: Run, prepared: Prepared, distilled: Distilled, rows: list
     )
 
 
+@functools.cache
 def _optimizer(learning_rate: float, schedule: str, steps: int) -> Any:
+    # Cached: in one process a new object would be a new compilation.
     import optax
 
+    if not (np.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"learning_rate: got {learning_rate!r}, expected a finite number above 0")
     return optax.adam(
         optax.cosine_decay_schedule(learning_rate, max(steps, 1)) if schedule == "cosine" else learning_rate
     )
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: got {value!r}, expected a finite number above 0")

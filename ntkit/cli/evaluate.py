@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import jax
-import numpy as np
 import tyro
 
 from ntkit import networks, regression
-from ntkit.cli.options import DataOptions, KernelOptions, Prepared, make_architectures, make_kernels, prepare
-from ntkit.cli.tables import print_table
+from ntkit.cli.options import (
+    DataOptions,
+    KernelOptions,
+    Prepared,
+    at_least,
+    make_architectures,
+    make_kernels,
+    options_from,
+    prepare,
+    with_hyper_parameters,
+)
+from ntkit.cli.tables import in_words, mean_and_std, print_table
 from ntkit.distill import Distilled
 from ntkit.runs import Run
 
@@ -39,20 +49,30 @@ class Evaluate(DataOptions, KernelOptions):
     network_seeds: int = 3
     """Networks to train, each from its own initialization."""
 
-    FLAGS: ClassVar[dict[str, str]] = {"path": "RUN|FILE"}
+    @property
+    def flags(self) -> dict[str, str]:
+        """What the library's argument names are on the command line, where that is not the option's own name."""
+        return {
+            "path": "RUN|FILE",
+            "config": "RUN|FILE",
+            "kernels": "RUN|FILE",
+            "learning_rate": "--network-learning-rate",
+        }
 
     def completed(self, arguments: list[str]) -> Evaluate:
         """Take what was not given from what the set says of itself."""
-        _, config = _open(self.path)
-        known = {field.name for field in dataclasses.fields(DataOptions) + dataclasses.fields(KernelOptions)}
-        stored = {name: value for name, value in config.items() if name in known}
-        if "depth" in stored:
-            stored["depth"] = tuple(stored["depth"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `run` opens it once more
+            _, config = _open(self.path)
+        stored = options_from(DataOptions, config) | options_from(KernelOptions, config)
         return tyro.cli(Evaluate, args=arguments, default=dataclasses.replace(self, **stored))
 
     def run(self) -> None:
         """Evaluate and print the table."""
-        distilled, _ = _open(self.path)
+        at_least(0, network_steps=self.network_steps)
+        at_least(1, width=self.width, network_seeds=self.network_seeds)
+        kernels = make_kernels(self)
+        distilled, config = _open(self.path)
         prepared = prepare(self)
         expected = prepared.train_images.shape[1:]
         if distilled.images.shape[1:] != expected or distilled.labels.shape[1] != prepared.num_classes:
@@ -60,8 +80,10 @@ class Evaluate(DataOptions, KernelOptions):
                 f"path: got images of shape {distilled.images.shape[1:]} with {distilled.labels.shape[1]} classes, "
                 f"expected {expected} with {prepared.num_classes} as in {self.dataset}"
             )
+        if "kernels" in distilled.metadata and self._kernel_is(config):
+            kernels = with_hyper_parameters(kernels, distilled.metadata["kernels"])
         rows = []
-        for architecture, kernel in zip(make_architectures(self), make_kernels(self), strict=True):
+        for architecture, kernel in zip(make_architectures(self), kernels, strict=True):
             model = regression.fit(kernel, distilled.images, distilled.labels, self.ridge)
             rows.append(self._row(f"{self.kernel} of {architecture.name}, ridge {self.ridge:g}", [model], prepared))
             if self.network_steps > 0:
@@ -79,13 +101,18 @@ class Evaluate(DataOptions, KernelOptions):
                     for seed in range(self.network_seeds)
                 ]
                 rows.append(self._row(f"{architecture.name} of width {self.width}, trained", trained, prepared))
-        print_table(f"{self.path}: {len(distilled.images)} images, test accuracy on {self.dataset}", rows)
+        print_table(f"{self.path}: {len(distilled.images)} images, {self.dataset}", in_words(rows))
+
+    def _kernel_is(self, config: dict[str, Any]) -> bool:
+        """Whether the kernel is the one that the set was distilled with, so that what was learned of it fits."""
+        names = [field.name for field in dataclasses.fields(KernelOptions) if field.name != "ridge"]
+        made_with = KernelOptions(**options_from(KernelOptions, config))
+        return all(getattr(self, name) == getattr(made_with, name) for name in names)
 
     def _row(self, name: str, models: list[Any], prepared: Prepared) -> dict[str, Any]:
         images, labels = prepared.test_images, prepared.dataset.test.labels
-        accuracies = [100 * regression.accuracy(model, images, labels) for model in models]
-        spread = f"± {np.std(accuracies):.1f} over {len(models)} seeds" if len(models) > 1 else ""
-        return {"model": name, "accuracy": f"{np.mean(accuracies):.1f} %", "spread": spread}
+        accuracies = [regression.accuracy(model, images, labels) for model in models]
+        return {"model": name, **mean_and_std(accuracies), "seeds": len(models)}
 
 
 def _open(path: Path) -> tuple[Distilled, dict[str, Any]]:
@@ -94,7 +121,7 @@ def _open(path: Path) -> tuple[Distilled, dict[str, Any]]:
         run = Run.resume(path)
         file = path / "distilled.npz"
         if not file.exists():
-            raise FileNotFoundError(f"path: got {str(path)!r}, a run that is not finished: it has no distilled.npz")
+            raise FileNotFoundError(f"path: got {str(path)!r}, expected a finished run: it has no distilled.npz")
         return Distilled.load(file), run.config
     distilled = Distilled.load(path)
     config = distilled.metadata.get("config", {})

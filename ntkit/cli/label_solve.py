@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-import jax
 import tyro
 
 from ntkit import distill
 from ntkit.cli.distill import write_results
-from ntkit.cli.options import DataOptions, KernelOptions, config_of, make_kernels, prepare, vacant_run
-from ntkit.cli.tables import accuracy_table, print_table
+from ntkit.cli.options import (
+    DataOptions,
+    KernelOptions,
+    at_least,
+    config_of,
+    make_kernels,
+    make_key,
+    new_run,
+    prepare,
+    vacant_run,
+)
+from ntkit.cli.tables import accuracy_table, in_words, print_table
 from ntkit.distill.support import initial_support
-from ntkit.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,33 +41,34 @@ class LabelSolve(DataOptions, KernelOptions):
     full_set_limit: int = 5000
     """Training images, at most, of the last row of the table."""
 
-    FLAGS: ClassVar[dict[str, str]] = {"path": "--out"}
+    @property
+    def flags(self) -> dict[str, str]:
+        """What the library's argument names are on the command line, where that is not the option's own name."""
+        return {"path": "--out"}
 
     def run(self) -> None:
         """Solve, and write the run directory."""
         kernels = make_kernels(self)
         if len(kernels) != 1:
             raise ValueError(f"depth: got {self.depth}, expected one: labels are solved for one kernel")
-        if self.per_class < 1:
-            raise ValueError(f"per_class: got {self.per_class}, expected an integer of at least 1")
+        at_least(1, per_class=self.per_class, full_set_limit=self.full_set_limit)
+        key = make_key(self.seed)
         prepared = prepare(self)
         labels = prepared.dataset.train.labels
-        support = initial_support(
-            "real", prepared.train_images, labels, prepared.num_classes, self.per_class, jax.random.key(self.seed)
-        )
-        solved = distill.label_solve(
-            kernels[0],
-            support.images,
-            prepared.train_images,
-            labels,
-            num_classes=prepared.num_classes,
-            ridge=self.ridge,
-        )
+        support = initial_support("real", prepared.train_images, labels, prepared.num_classes, self.per_class, key)
         out = self.out or vacant_run(self.dataset, "label-solve", self.architecture, self.per_class)
-        run = Run.create(out, config_of(self, ("out", "full_set_limit")))
-        solved = dataclasses.replace(solved, metadata={"config": run.config, "versions": run.versions})
-        run.log(0, **{name: float(column[0]) for name, column in solved.history.items() if name != "step"})
-        rows = accuracy_table(self, prepared, solved, self.per_class, self.full_set_limit)
-        write_results(run, prepared, solved, rows, f"{self.per_class} per class, labels solved")
-        print_table(f"{self.dataset}: test accuracy of kernel regression", rows)
+        with new_run(out, config_of(self, ("out", "full_set_limit"))) as run:
+            solved = distill.label_solve(
+                kernels[0],
+                support.images,
+                prepared.train_images,
+                labels,
+                num_classes=prepared.num_classes,
+                ridge=self.ridge,
+            )
+            solved = dataclasses.replace(solved, metadata={"config": run.config, "versions": run.versions})
+            rows = accuracy_table(self, prepared, solved, self.per_class, self.full_set_limit, "real, labels solved")
+            run.log(0, **{name: float(column[0]) for name, column in solved.history.items() if name != "step"})
+            write_results(run, prepared, solved, rows, f"{self.per_class} per class, labels solved")
+        print_table(f"{self.dataset}: kernel regression", in_words(rows))
         print(f"{run.path}: report.html, distilled.npz, distilled.png")

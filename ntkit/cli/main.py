@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from ntkit.runs import Interrupted
 
@@ -33,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = " ".join(["ntkit", *(argument for argument in arguments[:1] if argument in commands)])
-    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
     options: Any = None
+    shows_warning = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
     try:
         with _one_line_errors(name):
             options = tyro.extras.subcommand_cli_from_dict(
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name}: {interrupted}", file=sys.stderr)
         sys.exit(128 + interrupted.signal)
     except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read the output has gone; Python would complain again when it closes the stream.
@@ -65,15 +67,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if type(error) is not RuntimeError:  # a subclass is a fault of ours or of XLA's: its traceback is wanted
             raise
         _exit(name, as_flag(str(error), options))
+    finally:
+        warnings.showwarning = shows_warning
 
 
-def _exit(name: str, message: str) -> None:
+def _exit(name: str, message: str) -> NoReturn:
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
+def _unboxed(text: str) -> str:
+    """Give what stands between the title and the first rule; where the output has no encoding, the box has no frame."""
+    framed = "│" in text
+    parts = re.split(r"[─-]{8,}", re.sub(r"^╭.*╮$", "", text, flags=re.M))
+    body = parts[0] if framed or len(parts) == 1 else parts[1]
+    return re.sub(r"[│╭╮╰╯─]", " ", body)
+
+
 @contextlib.contextmanager
-def _one_line_errors(name: str) -> Any:
+def _one_line_errors(name: str) -> Iterator[None]:
     """Say a parsing error in one line, where tyro draws a box around it."""
     captured = io.StringIO()
     try:
@@ -82,9 +94,5 @@ def _one_line_errors(name: str) -> Any:
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        text = re.sub(r"^╭.*╮$", "", captured.getvalue(), flags=re.M)
-        body = re.split(r"─{4,}", text)[0]
-        _exit(name, re.sub(r"[│╭╮╰╯─]", " ", body))
-    finally:
-        if sys.exc_info()[0] is None:
-            sys.stderr.write(captured.getvalue())
+        _exit(name, _unboxed(captured.getvalue()))
+    sys.stderr.write(captured.getvalue())

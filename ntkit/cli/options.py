@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +16,7 @@ import numpy as np
 import ntkit
 from ntkit.activations import ACTIVATIONS
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
+from ntkit.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,29 @@ def make_kernels(options: KernelOptions) -> list[ntkit.Kernel]:
     return [make(architecture) for architecture in make_architectures(options)]
 
 
+def hyper_parameters(kernels: ntkit.Kernel | Sequence[ntkit.Kernel] | None) -> list[list[float]]:
+    """Give the hyper-parameters of each kernel of a family, in JSON's types."""
+    family = [kernels] if isinstance(kernels, ntkit.Kernel) else kernels or []
+    return [[float(leaf) for leaf in jax.tree.leaves(kernel)] for kernel in family]
+
+
+def with_hyper_parameters(kernels: list[ntkit.Kernel], values: Any) -> list[ntkit.Kernel]:
+    """Put what `hyper_parameters` took out, and a file may have changed, into kernels of the same structure.
+
+    **Raises:** `ValueError` if the values do not fit the kernels.
+    """
+    try:
+        numbers = [np.asarray(member, np.float32) for member in values]
+        if [(len(jax.tree.leaves(kernel)),) for kernel in kernels] != [member.shape for member in numbers]:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError("kernels: got hyper-parameters in the file that do not fit its configuration") from None
+    return [
+        jax.tree.unflatten(jax.tree.structure(kernel), list(member))
+        for kernel, member in zip(kernels, numbers, strict=True)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A data set as the kernel sees it."""
@@ -138,13 +165,42 @@ def vacant_run(*parts: object) -> Path:
     return candidate
 
 
+@contextlib.contextmanager
+def new_run(out: Path, config: Mapping[str, Any]) -> Iterator[Run]:
+    """Make a run directory, and take it back if the block fails before anything is in it."""
+    run = Run.create(out, config)
+    try:
+        yield run
+    except BaseException:
+        run.discard()
+        raise
+
+
+def at_least(least: int, **arguments: int) -> None:
+    """Check options that the library does not see, or not before hours have gone by."""
+    for name, value in arguments.items():
+        if value < least:
+            raise ValueError(f"{name}: got {value}, expected at least {least}")
+
+
+def make_key(seed: int) -> jax.Array:
+    """Give the `jax.random` key of a seed."""
+    # JAX takes the lowest 32 bits of a larger one: two seeds would give the same result.
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: got {seed}, expected at least 0 and below 2**32")
+    return jax.random.key(seed)
+
+
 def as_flag(message: str, options: object) -> str:
     """Rename the argument that begins a library's error message to the option that the user gave it by."""
     match = re.match(r"(\w+): ", message)
     if match is None or not dataclasses.is_dataclass(options):
         return message
     flags = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)}
-    flags |= {"name": "--dataset"} | getattr(options, "FLAGS", {})
+    # An architecture calls its input x, and what does not fit is the choice of the two.
+    flags |= {"name": "--dataset", "regularization": "--zca-regularization", "x": "--architecture"} | getattr(
+        options, "flags", {}
+    )
     return flags.get(match[1], match[1]) + message[len(match[1]) :]
 
 
@@ -157,15 +213,43 @@ def config_of(options: Any, leave_out: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def options_from(kind: type[Any], config: dict[str, Any]) -> Any:
-    """Give back the options that `config_of` took apart; what a later version dropped is ignored."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    values = {name: value for name, value in config.items() if name in known}
-    if isinstance(values.get("depth"), list):
-        values["depth"] = tuple(values["depth"])
-    if isinstance(values.get("data_dir"), str):
-        values["data_dir"] = Path(values["data_dir"])
-    return kind(**values)
+def options_from(kind: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give back the options of a class that `config_of` took apart.
+
+    Others are left out, of another command or another version of ntkit. A configuration comes from a file, which may
+    hold anything: each value is checked.
+
+    **Raises:** `ValueError` if a value is not one that the option could have.
+    """
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.name not in config:
+            continue
+        value = config[field.name]
+        if not _fits(value, hints[field.name]):
+            raise ValueError(f"config: got {field.name} = {value!r}, expected what that option can be")
+        values[field.name] = _from_json(value, hints[field.name])
+    return values
+
+
+def _fits(value: object, hint: Any) -> bool:
+    alternatives = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return isinstance(value, str) and value in alternatives
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_fits(item, alternatives[0]) for item in value)
+    if alternatives:
+        return any(_fits(value, alternative) for alternative in alternatives)
+    return type(value) in {float: (float, int), Path: (str,)}.get(hint, (hint,))
+
+
+def _from_json(value: Any, hint: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
+        return Path(value)
+    return value
 
 
 # Images of one call while a data set is preprocessed: whitening needs a second copy of them.

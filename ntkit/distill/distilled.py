@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,15 @@ MAX_BYTES = 4 * 2**30
 class Distilled:
     """A small data set that stands for a large one.
 
-    Attributes:
-        images: support images as fed to the kernel, float (n, height, width, channels) or (n, d).
-        labels: support targets, float (n, classes).
-        history: columns of equal length: `step`, `loss`, `accuracy` (of the target batches), `ridge` (the largest that
-            was used), and what the caller's `evaluate` added.
-        metadata: anything JSON can hold that says where the set comes from, such as the configuration of its run.
-        kernel: the kernel, or family, that the set was distilled with, its hyper-parameters learned if they were;
-            None if the set was loaded from a file.
+    **Fields:**
+
+    - `images`: support images as fed to the kernel, float (n, height, width, channels) or (n, d).
+    - `labels`: support targets, float (n, classes).
+    - `history`: columns of equal length: `step`, `loss`, `accuracy` (of the target batches), `ridge` (the largest that
+      was used), and what the caller's `evaluate` added.
+    - `metadata`: anything JSON can hold that says where the set comes from, such as the configuration of its run.
+    - `kernel`: the kernel, or family, that the set was distilled with, its hyper-parameters learned if they were;
+      None if the set was loaded from a file.
     """
 
     images: np.ndarray
@@ -42,22 +42,24 @@ class Distilled:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        if images.ndim not in (2, 4) or labels.ndim != 2 or len(images) != len(labels):
+        fits = images.ndim in (2, 4) and labels.ndim == 2 and len(images) == len(labels)
+        if not fits or 0 in (*images.shape, *labels.shape):
             raise ValueError(
                 f"images, labels: got shapes {images.shape} and {labels.shape}, expected (n, height, width, channels) "
-                "or (n, d) and (n, classes)"
+                "or (n, d) and (n, classes), none of them 0"
             )
         for name, values in (("images", images), ("labels", labels)):
-            if not np.issubdtype(values.dtype, np.floating) or not np.all(np.isfinite(values)):
-                raise ValueError(f"{name}: got {values.dtype} values, not all of them finite floats")
+            if not np.issubdtype(values.dtype, np.floating):
+                raise ValueError(f"{name}: got {values.dtype}, expected floats")
+            if not np.all(np.isfinite(values)):
+                raise ValueError(f"{name}: got NaN or infinity, expected finite values")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an `.npz` with the arrays `images` and `labels` and the JSON text `metadata`.
 
         The file is complete or not there at all: a file of that name is replaced when the new one is on disk.
 
-        Raises:
-            OSError: the path cannot be written.
+        **Raises:** `OSError` if the path cannot be written; `TypeError` if the metadata has no JSON form.
         """
         history = {name: np.asarray(column).tolist() for name, column in self.history.items()}
         text = json.dumps({"format": 1, "history": history, **self.metadata})
@@ -70,42 +72,47 @@ class Distilled:
 
         Nothing in the file is executed: pickled objects are refused.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, not an `.npz`, or holds something else; the message says what.
+        **Raises:** `FileNotFoundError` if there is no such file; `ValueError` if it is truncated, not an `.npz`, or
+        holds something else: the message says what.
         """
         path = Path(path)
         if not path.exists():
-            raise FileNotFoundError(f"path: expected an .npz file, got {str(path)!r}, which does not exist")
+            raise FileNotFoundError(f"path: got {str(path)!r}, which does not exist, expected an .npz file")
         try:
-            images, labels, metadata = _read(path)
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            reason = str(error).strip("'\"") or type(error).__name__
-            raise ValueError(f"path: expected an .npz with images and labels, got {str(path)!r}: {reason}") from error
-        history = {name: np.asarray(column) for name, column in metadata.pop("history", {}).items()}
-        metadata.pop("format", None)
-        return cls(images, labels, history, metadata)
+            return _read(path)
+        # A damaged or hostile file can make zipfile, zlib, NumPy and json raise nearly anything.
+        except Exception as error:
+            reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
+            raise ValueError(f"path: got {str(path)!r}, expected an .npz of images and labels: {reason}") from error
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def _read(path: Path) -> Distilled:
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
         if size > MAX_BYTES:
             raise ValueError(f"it would unpack to {size / 2**30:.1f} GiB")
     with np.load(path, allow_pickle=False) as content:
-        missing = [name for name in ("images", "labels") if name not in content]
-        if missing:
-            raise ValueError(f"it has no array {missing[0]!r}, only {', '.join(content.files) or 'nothing'}")
+        for name in ("images", "labels"):
+            if name not in content:
+                raise ValueError(f"it has no array {name!r}, only {', '.join(content.files) or 'nothing'}")
         images, labels = content["images"], content["labels"]
         text = str(content["metadata"]) if "metadata" in content else "{}"
     metadata = json.loads(text)
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("history", {}), dict):
-        raise ValueError("its metadata is not what ntkit writes")
-    if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and labels.min(initial=0) >= 0:
-        classes = int(labels.max(initial=0)) + 1
-        labels = np.eye(classes, dtype=np.float32)[labels] - np.float32(1 / classes)
-    for name, values in (("images", images), ("labels", labels)):
-        if not np.issubdtype(values.dtype, np.floating):
-            raise ValueError(f"its {name} are {values.dtype}, not floats")
-    Distilled(images, labels)  # shapes and finiteness
-    return images, labels, metadata
+    columns = metadata.pop("history", {}) if isinstance(metadata, dict) else None
+    if not isinstance(columns, dict):
+        raise ValueError("its metadata are not what ntkit writes")
+    history = {name: np.asarray(column) for name, column in columns.items()}
+    if any(column.ndim != 1 or column.dtype.kind not in "if" for column in history.values()):
+        raise ValueError("its history is not what ntkit writes")
+    metadata.pop("format", None)
+    if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+        labels = _centred(labels)
+    return Distilled(images, labels, history, metadata)
+
+
+def _centred(labels: np.ndarray) -> np.ndarray:
+    """Give the centred one-hot targets of a file that holds classes, as other code's files of real images do."""
+    classes = int(labels.max(initial=-1)) + 1
+    if labels.min(initial=0) < 0 or 4 * classes * len(labels) > MAX_BYTES:
+        raise ValueError(f"its labels go from {labels.min()} to {labels.max()}")
+    return (labels[:, None] == np.arange(classes)).astype(np.float32) - np.float32(1 / classes)

@@ -64,41 +64,40 @@ def kip(
     there. The result depends on the arguments alone: the same key on the same device gives the same bits, however
     often the run was interrupted and resumed.
 
-    Args:
-        kernel: the kernel, or a family of kernels of which each step samples one.
-        images: the data set to distil, as fed to the kernel: (n, height, width, channels) or (n, d).
-        labels: its classes, integers from 0.
-        per_class: support images of each class.
-        steps: gradient steps in all.
-        key: a `jax.random` key.
-        num_classes: number of classes (default: the largest label plus one).
-        init: `"real"` images, `"noise"`, or an array (per_class · num_classes, …) sorted by class.
-        learn_labels: whether the support targets are learned; they start as centred one-hot vectors.
-        learn_kernel: whether the kernel's hyper-parameters (all its leaves: `W_std`, `b_std`, scales) are learned.
-        optimizer: any optax optimizer (default: Adam with a learning rate of 0.01).
-        target_batch: images of each step's random, class-balanced target batch; `None`, or at least n: all.
-        support_batch: images of each step's random, class-balanced subset of the support set, on which alone the
-            step is fitted and which alone it updates; `None`: all.
-        augment: `augment(key, images) -> images`, applied to each target batch, for example an
-            `ntkit.data.Augmentation`.
-        adversary: `adversary(model, images, labels, key) -> images`, applied to each target batch with the predictor
-            of the current support set: adv-KIP (Tsilivis, Su, Kempe 2022, arXiv:2207.11727).
-        loss: `"mse"`, `"cross_entropy"`, or a function of predictions and targets (both (n, classes)).
-        ridge: relative to tr(K)/n, of the support set's Gram matrix.
-        log_every: steps between two records of the history, each of which is the mean over these steps.
-        evaluate: called with the current predictor (of the first kernel of a family) at each record; the numbers that
-            it returns are added to the record.
-        run: a run directory to log and checkpoint to. If it has a checkpoint, the run goes on from there.
-        checkpoint_every: seconds between checkpoints.
-        show_progress: whether to show a progress bar on stderr.
+    **Arguments:**
 
-    Returns:
-        The distilled set, with the history and, if learned, the kernel.
+    - `kernel`: the kernel, or a family of kernels of which each step samples one.
+    - `images`: the data set to distil, as fed to the kernel: (n, height, width, channels) or (n, d).
+    - `labels`: its classes, integers from 0.
+    - `per_class`: support images of each class.
+    - `steps`: gradient steps in all.
+    - `key`: a `jax.random` key.
+    - `num_classes`: number of classes (default: the largest label plus one).
+    - `init`: `"real"` images, `"noise"`, or an array (per_class · num_classes, …) sorted by class.
+    - `learn_labels`: whether the support targets are learned; they start as centred one-hot vectors.
+    - `learn_kernel`: whether the kernel's hyper-parameters (all its leaves: `W_std`, `b_std`, scales) are learned.
+    - `optimizer`: any optax optimizer (default: Adam with a learning rate of 0.01).
+    - `target_batch`: images of each step's random, class-balanced target batch; `None`, or at least n: all.
+    - `support_batch`: images of each step's random, class-balanced subset of the support set, on which alone the
+      step is fitted and which alone it updates; `None`: all.
+    - `augment`: `augment(key, images) -> images`, applied to each target batch, for example an
+      `ntkit.data.Augmentation`.
+    - `adversary`: `adversary(model, images, labels, key) -> images`, applied to each target batch with the predictor
+      of the current support set: adv-KIP (Tsilivis, Su, Kempe 2022, arXiv:2207.11727).
+    - `loss`: `"mse"`, `"cross_entropy"`, or a function of predictions and targets (both (n, classes)).
+    - `ridge`: relative to tr(K)/n, of the support set's Gram matrix.
+    - `log_every`: steps between two records of the history, each of which is the mean over these steps.
+    - `evaluate`: called with the current predictor (of the first kernel of a family) at each record; the numbers that
+      it returns are added to the record.
+    - `run`: a run directory to log and checkpoint to. If it has a checkpoint, the run goes on from there.
+    - `checkpoint_every`: seconds between checkpoints.
+    - `show_progress`: whether to show a progress bar on stderr.
 
-    Raises:
-        ValueError: names the argument, what came and what was expected.
-        FloatingPointError: the loss became infinite or NaN.
-        Interrupted: Ctrl-C or SIGTERM, after the step was finished and, with a `run`, saved (a `KeyboardInterrupt`).
+    **Returns:** the distilled set, with the history and, if learned, the kernel.
+
+    **Raises:** `ValueError` that names the argument, what came and what was expected; `FloatingPointError` if the loss
+    became infinite or NaN; `Interrupted` (a `KeyboardInterrupt`) on Ctrl-C or SIGTERM, after the step was finished and,
+    with a `run`, saved.
     """
     family = (kernel,) if isinstance(kernel, Kernel) else tuple(kernel)
     if not family or not all(isinstance(member, Kernel) for member in family):
@@ -108,9 +107,11 @@ def kip(
     _at_least(0, steps=steps)
     if not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
         raise ValueError(f"ridge: got {ridge!r}, expected a finite number of at least 0")
+    if not (np.ndim(checkpoint_every) == 0 and checkpoint_every >= 0):
+        raise ValueError(f"checkpoint_every: got {checkpoint_every!r}, expected at least 0 seconds")
     support_size = per_class * num_classes
     algorithm = _Algorithm(
-        optimizer=_default_optimizer() if optimizer is None else optimizer,
+        optimizer=_optimizer(optimizer),
         loss=_loss(loss),
         target_batch=_batch_size("target_batch", target_batch, len(images)),
         support_batch=_batch_size("support_batch", support_batch, support_size),
@@ -141,6 +142,9 @@ def kip(
         step=jnp.zeros((), jnp.int32),
         totals=_Totals.zero(images.dtype),
     )
+    # An array of its own for each leaf: some optimizers begin with the parameters themselves in their state, and a
+    # dispatch gives the memory of every leaf away.
+    state = jax.tree.map(jnp.copy, state)
     loop = _Loop(algorithm, fixed, steps, log_every, evaluate, run, checkpoint_every, show_progress)
     state, records = loop(state)
     parameters = constant | state.learned
@@ -224,15 +228,13 @@ def _step(algorithm: _Algorithm, fixed: _Fixed, state: _State) -> _State:
         images, targets, labels = images[chosen], targets[chosen], labels[chosen]
     if algorithm.augment is not None:
         images = algorithm.augment(keys[1], images)
-    rows = None
-    learned, optimizer_state = state.learned, state.optimizer
-    per_row = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != "kernels", learned)
-    constant = fixed.constant
+    parameters, optimizer_state, constant = state.learned, state.optimizer, fixed.constant
     if algorithm.support_batch is not None:
         rows = fixed.support_by_class.draw(keys[2], algorithm.support_batch)
-        learned, optimizer_state = _take_rows(algorithm.optimizer, per_row, rows, learned, optimizer_state)
+        axes = _row_axes(algorithm.optimizer, state.learned, algorithm.support_batch)
+        parameters, optimizer_state = _take_rows(axes, rows, (parameters, optimizer_state))
         constant = {name: tree[rows] if name == "labels" else tree for name, tree in constant.items()}
-    num_kernels = len((constant | learned)["kernels"])
+    num_kernels = len((constant | parameters)["kernels"])
     which = jax.random.randint(keys[3], (), 0, num_kernels)
 
     def predictor(parameters: dict[str, Any], index: int) -> regression.Predictor:
@@ -249,49 +251,79 @@ def _step(algorithm: _Algorithm, fixed: _Fixed, state: _State) -> _State:
         accuracy = jnp.mean(jnp.argmax(predictions, axis=1) == labels, dtype=predictions.dtype)
         return algorithm.loss(predictions, targets), (accuracy, model.ridge)
 
-    branches = [
-        functools.partial(jax.value_and_grad(objective, has_aux=True), index=index) for index in range(num_kernels)
-    ]
-    (loss, (accuracy, ridge)), gradient = lax.switch(which, branches, learned)
-    updates, optimizer_state = algorithm.optimizer.update(gradient, optimizer_state, learned)
-    learned = jax.tree.map(lambda value, update: (value + update).astype(value.dtype), learned, updates)
-    if rows is not None:
-        learned, optimizer_state = _put_rows(
-            algorithm.optimizer, per_row, rows, (state.learned, state.optimizer), (learned, optimizer_state)
+    def sampled(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+        branches = [functools.partial(function, index=index) for index in range(num_kernels)]
+        return lambda parameters: lax.switch(which, branches, parameters)
+
+    (loss, (accuracy, ridge)), gradient = sampled(jax.value_and_grad(objective, has_aux=True))(parameters)
+    updates, optimizer_state = _update(
+        algorithm.optimizer, gradient, optimizer_state, parameters, loss, lambda p: sampled(objective)(p)[0]
+    )
+    parameters = jax.tree.map(lambda value, update: (value + update).astype(value.dtype), parameters, updates)
+    if algorithm.support_batch is not None:
+        parameters, optimizer_state = _put_rows(
+            axes, rows, (state.learned, state.optimizer), (parameters, optimizer_state)
         )
     totals = state.totals.add(loss, accuracy, ridge)
-    return _State(learned, optimizer_state, state.step + 1, totals)
+    return _State(parameters, optimizer_state, state.step + 1, totals)
 
 
-def _rows_of_state(optimizer: optax.GradientTransformation, per_row: Any, state: Any) -> Any:
-    """Mark the leaves of an optimizer's state that have one row per support image, as its parameters do."""
+def _update(
+    optimizer: optax.GradientTransformation,
+    gradient: Any,
+    state: Any,
+    parameters: Any,
+    loss: Array,
+    objective: Callable[[Any], Array],
+) -> tuple[Any, Any]:
+    """Update with what some optimizers ask for beside the gradient: step sizes from the loss, line searches."""
     import optax
 
-    return optax.tree_utils.tree_map_params(
-        optimizer, lambda _, row: row, state, per_row, transform_non_params=lambda _: False
-    )
+    update = optax.with_extra_args_support(optimizer).update
+    return update(gradient, state, parameters, value=loss, grad=gradient, value_fn=objective)
 
 
-def _take_rows(
-    optimizer: optax.GradientTransformation, per_row: Any, rows: Array, learned: Any, state: Any
-) -> tuple[Any, Any]:
-    def take(row: bool, leaf: Array) -> Array:
-        return leaf[rows] if row else leaf
+def _row_axes(optimizer: optax.GradientTransformation, learned: dict[str, Any], batch: int) -> tuple[Any, Any]:
+    """Find the axis of each learned array, and of each array of the optimizer's state, that counts support images.
 
-    return (
-        jax.tree.map(take, per_row, learned),
-        jax.tree.map(take, _rows_of_state(optimizer, per_row, state), state),
-    )
+    It is the axis that is shorter for a smaller support set: this holds for whatever an optimizer keeps, moments,
+    factored moments or a memory of past updates. −1 where there is none.
+    """
+
+    size = learned["images"].shape[0]
+
+    def axis(whole: Array | jax.ShapeDtypeStruct, part: jax.ShapeDtypeStruct) -> int:
+        if len(whole.shape) == len(part.shape):
+            differing = [at for at in range(len(whole.shape)) if whole.shape[at] != part.shape[at]]
+            if not differing:
+                return -1
+            if len(differing) == 1 and (whole.shape[differing[0]], part.shape[differing[0]]) == (size, batch):
+                return differing[0]
+        raise ValueError(
+            f"optimizer: got one that keeps an array of shape {whole.shape} for the whole support set and "
+            f"{part.shape} for a batch of it, expected one row per support image (with support_batch={batch})"
+        )
+
+    def first(learned: dict[str, Any]) -> dict[str, Any]:
+        return {name: tree if name == "kernels" else tree[:batch] for name, tree in learned.items()}
+
+    part = jax.eval_shape(first, learned)
+    states = (jax.eval_shape(optimizer.init, learned), jax.eval_shape(optimizer.init, part))
+    structures: list[Any] = [jax.tree.structure(state) for state in states]
+    if structures[0] != structures[1]:
+        raise ValueError(f"optimizer: got one whose state depends on the size of the support set ({batch} or more)")
+    return jax.tree.map(axis, learned, part), jax.tree.map(axis, *states)
 
 
-def _put_rows(
-    optimizer: optax.GradientTransformation, per_row: Any, rows: Array, old: tuple[Any, Any], new: tuple[Any, Any]
-) -> tuple[Any, Any]:
-    def put(row: bool, whole: Array, part: Array) -> Array:
-        return whole.at[rows].set(part) if row else part
+def _take_rows(axes: Any, rows: Array, tree: Any) -> Any:
+    return jax.tree.map(lambda axis, leaf: leaf if axis < 0 else jnp.take(leaf, rows, axis=axis), axes, tree)
 
-    marks = _rows_of_state(optimizer, per_row, old[1])
-    return jax.tree.map(put, per_row, old[0], new[0]), jax.tree.map(put, marks, old[1], new[1])
+
+def _put_rows(axes: Any, rows: Array, whole: Any, part: Any) -> Any:
+    def put(axis: int, old: Array, new: Array) -> Array:
+        return new if axis < 0 else old.at[(slice(None),) * axis + (rows,)].set(new)
+
+    return jax.tree.map(put, axes, whole, part)
 
 
 # Seconds that one dispatch should take: long enough to hide its cost, short enough for Ctrl-C and the progress bar.
@@ -378,6 +410,14 @@ class _Loop:
         return warned
 
 
+def _optimizer(optimizer: optax.GradientTransformation | None) -> optax.GradientTransformation:
+    if optimizer is None:
+        return _default_optimizer()
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise ValueError(f"optimizer: got {optimizer!r}, expected an optax.GradientTransformation")
+    return optimizer
+
+
 @functools.cache
 def _default_optimizer() -> optax.GradientTransformation:
     # Cached: a new object would be a new static argument, and so a new compilation.
@@ -389,7 +429,7 @@ def _default_optimizer() -> optax.GradientTransformation:
 def _loss(loss: str | Loss) -> Loss:
     if callable(loss):
         return loss
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(f"loss: got {loss!r}, expected one of {', '.join(map(repr, LOSSES))}, or a function")
     return LOSSES[loss]
 
@@ -409,5 +449,6 @@ def _at_least(least: int, **arguments: int) -> None:
 
 
 def _columns(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    names = records[0] if records else {}
-    return {name: np.asarray([record[name] for record in records]) for name in names}
+    # What one record lacks (`evaluate` may look at something only now and then) is NaN.
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: np.asarray([record.get(name, np.nan) for record in records]) for name in names}

@@ -8,9 +8,9 @@ import scipy.linalg
 from jaxtyping import ArrayLike, Float, Int
 
 from ntkit import regression
-from ntkit.data import check_images, one_hot
+from ntkit.data import one_hot
 from ntkit.distill.distilled import Distilled
-from ntkit.distill.support import check_data_set
+from ntkit.distill.support import check_data_set, in_jax_precision
 from ntkit.kernels import Kernel
 
 
@@ -30,28 +30,30 @@ def label_solve(
     the dual coefficients w = (K_ss + λI)⁻¹ y_s: a least-squares problem K_ts w ≈ y_t, solved in float64 by SciPy, and
     a product, so that the inverse is never formed.
 
-    Args:
-        kernel: the kernel.
-        support_images: the m fixed support images, as fed to the kernel.
-        images: the n target images.
-        labels: their classes, integers from 0.
-        num_classes: number of classes (default: the largest label plus one).
-        ridge: λ relative to tr(K_ss)/m, with which the set is to be used.
-        batch_size: target images per call of the kernel.
+    **Arguments:**
 
-    Returns:
-        The support images with their targets (m, num_classes), and the loss and accuracy on the target set.
+    - `kernel`: the kernel.
+    - `support_images`: the m fixed support images, as fed to the kernel.
+    - `images`: the n target images.
+    - `labels`: their classes, integers from 0.
+    - `num_classes`: number of classes (default: the largest label plus one).
+    - `ridge`: λ relative to tr(K_ss)/m, with which the set is to be used.
+    - `batch_size`: target images per call of the kernel.
 
-    Raises:
-        ValueError: names the argument, what came and what was expected.
+    **Returns:** the support images with their targets (m, num_classes), and the loss and accuracy on the target set.
+
+    **Raises:** `ValueError` that names the argument, what came and what was expected.
     """
-    check_images("support_images", support_images)
-    support = jnp.asarray(support_images)
+    if not isinstance(kernel, Kernel):
+        raise ValueError(f"kernel: got {kernel!r}, expected an ntkit.Kernel")
     images, labels, num_classes = check_data_set(images, labels, num_classes)
+    support = jnp.asarray(in_jax_precision("support_images", support_images), images.dtype)
     if support.shape[1:] != images.shape[1:]:
         raise ValueError(f"support_images: got images of shape {support.shape[1:]}, expected {images.shape[1:]}")
     if not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
         raise ValueError(f"ridge: got {ridge!r}, expected a finite number of at least 0")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size!r}, expected an integer of at least 1")
     targets = np.asarray(one_hot(labels, num_classes), np.float64)
     cross = np.empty((len(images), len(support)))
     for start in range(0, len(images), batch_size):

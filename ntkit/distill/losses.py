@@ -25,10 +25,11 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Softmax cross-entropy of predictions / temperature against the class with the largest target.
 
-    Args:
-        predictions: outputs of a kernel predictor, on the scale of the targets (about 1 from class to class).
-        targets: one-hot targets, centred or not.
-        temperature: 0.1 makes a gap of 1 between two classes a likelihood ratio of e¹⁰.
+    **Arguments:**
+
+    - `predictions`: outputs of a kernel predictor, on the scale of the targets (about 1 from class to class).
+    - `targets`: one-hot targets, centred or not.
+    - `temperature`: 0.1 makes a gap of 1 between two classes a likelihood ratio of e¹⁰.
     """
     log_likelihood = jax.nn.log_softmax(predictions / temperature, axis=-1)
     labels = jnp.argmax(targets, axis=-1, keepdims=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
@@ -24,21 +25,33 @@ class Support(NamedTuple):
 def check_data_set(images: ArrayLike, labels: ArrayLike, num_classes: int | None) -> tuple[np.ndarray, np.ndarray, int]:
     """Give a data set as NumPy arrays in JAX's precision, with its number of classes.
 
-    Raises:
-        ValueError: images or labels of wrong shape, dtype or value, or a class without examples.
+    **Raises:** `ValueError` for images or labels of wrong shape, dtype or value, or a class without examples.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    check_images("images", images)
+    images, labels = in_jax_precision("images", images), np.asarray(labels)
+    check_labels("labels", labels, len(images), np.iinfo(np.int32).max)
     if num_classes is None:
-        check_labels("labels", labels, len(images), np.iinfo(np.int32).max)
         num_classes = int(labels.max()) + 1
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 1:
+        raise ValueError(f"num_classes: got {num_classes!r}, expected an integer of at least 1")
     check_labels("labels", labels, len(images), num_classes)
-    counts = np.bincount(labels, minlength=num_classes)
-    if not np.all(counts):
-        raise ValueError(
-            f"labels: class {int(np.argmin(counts))} of {num_classes} has no examples, expected some of each"
-        )
-    return images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False), labels, num_classes
+    # Not bincount, whose memory is that of the largest label.
+    present = np.unique(labels)
+    if len(present) < num_classes:
+        absent = next((at for at, label in enumerate(present) if at != label), len(present))
+        raise ValueError(f"labels: got no examples of class {absent} of {num_classes}, expected some of each")
+    return images, labels, int(num_classes)
+
+
+def in_jax_precision(name: str, images: ArrayLike) -> np.ndarray:
+    """Give checked images in the precision that JAX computes with: at least float32, and float64 if x64 is on."""
+    check_images(name, images)
+    images = np.asarray(images)
+    dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(images.dtype), jnp.float32)
+    with np.errstate(over="ignore"):
+        converted = images.astype(dtype, copy=False)
+    if converted.dtype != images.dtype:
+        check_images(name, converted)  # a large float64 is infinite in float32
+    return converted
 
 
 def initial_support(
@@ -46,17 +59,17 @@ def initial_support(
 ) -> Support:
     """Choose the support set that distillation starts from.
 
-    Args:
-        init: `"real"`: random images of each class. `"noise"`: normal noise with the mean and standard deviation of
-            `images`. An array (per_class · classes, …): these images, sorted by class.
-        images: the target images.
-        labels: their classes.
-        num_classes: number of classes.
-        per_class: support images of each class.
-        key: for what is random.
+    **Arguments:**
 
-    Raises:
-        ValueError: names the argument that does not fit, a class with too few examples among them.
+    - `init`: `"real"`: random images of each class. `"noise"`: normal noise with the mean and standard deviation of
+      `images`. An array (per_class · classes, …): these images, sorted by class.
+    - `images`: the target images.
+    - `labels`: their classes.
+    - `num_classes`: number of classes.
+    - `per_class`: support images of each class.
+    - `key`: for what is random.
+
+    **Raises:** `ValueError` that names the argument that does not fit, a class with too few examples among them.
     """
     classes = np.repeat(np.arange(num_classes), per_class)
     targets = np.asarray(one_hot(classes, num_classes))
@@ -72,7 +85,7 @@ def initial_support(
     expected = (len(classes), *images.shape[1:])
     if given.shape != expected:
         raise ValueError(f"init: got images of shape {given.shape}, expected {expected}: {per_class} of each class")
-    return Support(given.astype(images.dtype), targets, classes)
+    return Support(in_jax_precision("init", given).astype(images.dtype), targets, classes)
 
 
 def _real(images: np.ndarray, labels: np.ndarray, num_classes: int, per_class: int, key: jax.Array) -> np.ndarray:

@@ -49,15 +49,17 @@ def finished(directory: Path) -> list[Checkpoint]:
 def save(directory: Path, step: int, state: object, *, keep: int = 2) -> None:
     """Write `state` as the checkpoint of `step`, then remove all but the last `keep` steps.
 
-    Args:
-        directory: where the checkpoints of one run are; made if absent.
-        step: at least the step of the latest checkpoint.
-        state: a pytree of JAX or numpy arrays, PRNG keys, and Python numbers and strings.
-        keep: how many steps to keep.
+    **Arguments:**
 
-    Raises:
-        TypeError: `state` has a leaf of another type.
-        ValueError: `step` lies before the latest checkpoint.
+    - `directory`: where the checkpoints of one run are; made if absent.
+    - `step`: at least the step of the latest checkpoint.
+    - `state`: a pytree of JAX or numpy arrays, PRNG keys, and Python numbers and strings.
+    - `keep`: how many steps to keep.
+
+    **Raises:**
+
+    - `TypeError`: `state` has a leaf of another type.
+    - `ValueError`: `step` lies before the latest checkpoint.
     """
     existing = finished(directory)
     if existing and step < existing[-1].step:
@@ -93,14 +95,16 @@ def restore(directory: Path, like: State) -> tuple[int, State] | None:
     which devices it lies, follows `like`. An unreadable checkpoint is set aside with a warning, and the one before
     it is taken.
 
-    Args:
-        directory: where the checkpoints of one run are.
-        like: a pytree of the structure, shapes and dtypes that were saved; its values do not matter, and arrays may
-            be `jax.ShapeDtypeStruct`.
+    **Arguments:**
 
-    Raises:
-        ValueError: the checkpoint has other leaves, shapes or dtypes than `like`.
-        OSError: there are checkpoints, but none can be read.
+    - `directory`: where the checkpoints of one run are.
+    - `like`: a pytree of the structure, shapes and dtypes that were saved; its values do not matter, and arrays may be
+      `jax.ShapeDtypeStruct`.
+
+    **Raises:**
+
+    - `ValueError`: the checkpoint has other leaves, shapes or dtypes than `like`.
+    - `OSError`: there are checkpoints, but none can be read.
     """
     _remove_partial(directory)
     candidates = finished(directory)[::-1]
@@ -248,12 +252,12 @@ def _abstract(description: dict[str, Any], reference: Any) -> Any:
         shape, dtype = tuple(description["shape"]), jnp.dtype(description["dtype"])
         sharding = _placement(reference)
     if sharding is not None:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     return np.empty(shape, dtype)
 
 
 def _key_data(description: dict[str, Any], reference: Any) -> jax.ShapeDtypeStruct:
-    keys = jax.ShapeDtypeStruct(tuple(description["shape"]), reference.dtype)  # type: ignore[no-untyped-call]
+    keys = jax.ShapeDtypeStruct(tuple(description["shape"]), reference.dtype)
     return jax.eval_shape(jax.random.key_data, keys)
 
 

@@ -38,12 +38,13 @@ class Run:
     Only one process at a time may write to a run: the first `log`, `save` or `restore` of a second one raises
     `BlockingIOError`.
 
-    Attributes:
-        path: the directory.
-        config: the configuration as read back from JSON (tuples are lists).
-        versions: the package versions at creation.
-        device: JAX's platform, device kind and count, and settings at creation.
-        created: when the run was created, ISO 8601 with time zone.
+    **Fields:**
+
+    - `path`: the directory.
+    - `config`: the configuration as read back from JSON (tuples are lists).
+    - `versions`: the package versions at creation.
+    - `device`: JAX's platform, device kind and count, and settings at creation.
+    - `created`: when the run was created, ISO 8601 with time zone.
     """
 
     path: Path
@@ -67,15 +68,17 @@ class Run:
     def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> "Run":
         """Begin a run in a new or empty directory; directories above it are made as needed.
 
-        Args:
-            path: the run directory.
-            config: everything needed to repeat the run: numbers, strings, booleans, None, paths, and lists and
-                string-keyed mappings of them.
+        **Arguments:**
 
-        Raises:
-            FileExistsError: the directory holds a run already, or other things.
-            OSError: the directory cannot be made or written to.
-            TypeError: a value in `config` has no JSON form.
+        - `path`: the run directory.
+        - `config`: everything needed to repeat the run: numbers, strings, booleans, None, paths, and lists and
+          string-keyed mappings of them.
+
+        **Raises:**
+
+        - `FileExistsError`: the directory holds a run already, or other things.
+        - `OSError`: the directory cannot be made or written to.
+        - `TypeError`: a value in `config` has no JSON form.
         """
         content = {
             "config": _mapping(config),
@@ -115,14 +118,16 @@ class Run:
 
         Other package versions or another device than at creation are a warning, since bits may then differ.
 
-        Args:
-            path: the run directory.
-            config: if given, the configuration that the run must have been created with.
+        **Arguments:**
 
-        Raises:
-            FileNotFoundError: there is no directory, or no `config.json` in it.
-            ValueError: `config.json` is broken, or its configuration is not `config`: every key that differs is
-                listed with both values.
+        - `path`: the run directory.
+        - `config`: if given, the configuration that the run must have been created with.
+
+        **Raises:**
+
+        - `FileNotFoundError`: there is no directory, or no `config.json` in it.
+        - `ValueError`: `config.json` is broken, or its configuration is not `config`: every key that differs is listed
+          with both values.
         """
         directory = Path(path)
         content = _read_config(directory, str(path))
@@ -166,12 +171,14 @@ class Run:
     def log(self, step: int, **values: object) -> None:
         """Append one record to `metrics.jsonl`; when this returns a kill no longer loses it.
 
-        Args:
-            step: the number of steps done.
-            values: numbers, strings, or arrays or lists of them. A JAX array is waited for.
+        **Arguments:**
 
-        Raises:
-            TypeError: a value has no JSON form.
+        - `step`: the number of steps done.
+        - `values`: numbers, strings, or arrays or lists of them. A JAX array is waited for.
+
+        **Raises:**
+
+        - `TypeError`: a value has no JSON form.
         """
         self._begin_writing()
         metrics.append(self._metrics, {"step": operator.index(step), **values})
@@ -183,13 +190,15 @@ class Run:
     def save(self, step: int, state: object) -> None:
         """Write a checkpoint and return when it is on disk. The last two steps are kept.
 
-        Args:
-            step: the number of steps done; not before the latest checkpoint.
-            state: a pytree of JAX or numpy arrays, PRNG keys, and Python numbers and strings.
+        **Arguments:**
 
-        Raises:
-            TypeError: `state` has a leaf of another type.
-            ValueError: `step` is negative, or lies before the latest checkpoint.
+        - `step`: the number of steps done; not before the latest checkpoint.
+        - `state`: a pytree of JAX or numpy arrays, PRNG keys, and Python numbers and strings.
+
+        **Raises:**
+
+        - `TypeError`: `state` has a leaf of another type.
+        - `ValueError`: `step` is negative, or lies before the latest checkpoint.
         """
         step = operator.index(step)
         if step < 0:
@@ -203,13 +212,15 @@ class Run:
         The records in `metrics.jsonl` after that step (all of them, if there is no checkpoint) are dropped: the
         run writes them again.
 
-        Args:
-            like: a pytree with the structure, shapes, dtypes and devices of the saved state, such as the initial
-                state; its values do not matter.
+        **Arguments:**
 
-        Raises:
-            ValueError: the saved state has another structure, or other shapes or dtypes.
-            OSError: there are checkpoints, but none can be read.
+        - `like`: a pytree with the structure, shapes, dtypes and devices of the saved state, such as the initial state;
+          its values do not matter.
+
+        **Raises:**
+
+        - `ValueError`: the saved state has another structure, or other shapes or dtypes.
+        - `OSError`: there are checkpoints, but none can be read.
         """
         self._begin_writing()
         restored = checkpoints.restore(self._checkpoints, like)

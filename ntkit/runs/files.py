@@ -30,13 +30,15 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["wb", "w"] = "wb") 
     permissions that `open` would have given it, a replaced one keeps its own, and a symbolic link keeps
     pointing at the file that it pointed at.
 
-    Args:
-        path: where the file shall be; its directory must exist.
-        mode: "wb" for bytes (the default), "w" for UTF-8 text.
+    **Arguments:**
 
-    Raises:
-        ValueError: `mode` is neither of the two.
-        OSError: `path` cannot be written; the message is one line that names it.
+    - `path`: where the file shall be; its directory must exist.
+    - `mode`: "wb" for bytes (the default), "w" for UTF-8 text.
+
+    **Raises:**
+
+    - `ValueError`: `mode` is neither of the two.
+    - `OSError`: `path` cannot be written; the message is one line that names it.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"mode: expected 'wb' or 'w', got {mode!r}")

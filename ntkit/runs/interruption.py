@@ -32,8 +32,9 @@ class Interruption:
     A second Ctrl-C raises `KeyboardInterrupt` at once. The previous handlers are back when the block ends. Only the
     main thread may handle signals; in any other the context does nothing.
 
-    Attributes:
-        signal: the first signal that came, or None. A command line exits with 128 plus it.
+    **Fields:**
+
+    - `signal`: the first signal that came, or None. A command line exits with 128 plus it.
     """
 
     signal: signal.Signals | None

@@ -28,14 +28,16 @@ def progress(total: int, description: str, start: int = 0, *, enabled: bool = Tr
     On a terminal it is a bar. Elsewhere it is a line at the first update, then at most one every 5 seconds, and one
     at the end. `update` costs about a microsecond between two refreshes and does not wait for JAX arrays then.
 
-    Args:
-        total: the number of steps of the whole run.
-        description: what the loop does, in a word or two.
-        start: the step that the loop starts from, when it is resumed.
-        enabled: False shows nothing.
+    **Arguments:**
 
-    Raises:
-        ValueError: `total` or `start` is negative.
+    - `total`: the number of steps of the whole run.
+    - `description`: what the loop does, in a word or two.
+    - `start`: the step that the loop starts from, when it is resumed.
+    - `enabled`: False shows nothing.
+
+    **Raises:**
+
+    - `ValueError`: `total` or `start` is negative.
     """
     if total < 0 or start < 0:
         raise ValueError(f"total and start: expected 0 or more steps, got {total} and {start}")

@@ -60,22 +60,24 @@ def write_report(
 ) -> None:
     """Write one self-contained HTML page: style and pictures are inside, everything else is escaped.
 
-    Args:
-        path: the file to write, atomically.
-        title: the heading.
-        summary: a sentence or two (blank lines part paragraphs), or a few named values to be shown large.
-        tables: for every caption its rows; a row maps column names to values. A column that a row lacks is empty,
-            floats are shown with four digits.
-        figures: for every caption a matplotlib `Figure`, the bytes of a PNG, or the path of one.
-        config: the configuration, shown folded together with `versions` and `device`.
-        versions: package versions.
-        device: the device.
-        footer: a last line.
+    **Arguments:**
 
-    Raises:
-        ValueError: a figure is no PNG.
-        TypeError: a figure is none of the three.
-        OSError: a picture cannot be read or the report not written.
+    - `path`: the file to write, atomically.
+    - `title`: the heading.
+    - `summary`: a sentence or two (blank lines part paragraphs), or a few named values to be shown large.
+    - `tables`: for every caption its rows; a row maps column names to values. A column that a row lacks is empty,
+      floats are shown with four digits.
+    - `figures`: for every caption a matplotlib `Figure`, the bytes of a PNG, or the path of one.
+    - `config`: the configuration, shown folded together with `versions` and `device`.
+    - `versions`: package versions.
+    - `device`: the device.
+    - `footer`: a last line.
+
+    **Raises:**
+
+    - `ValueError`: a figure is no PNG.
+    - `TypeError`: a figure is none of the three.
+    - `OSError`: a picture cannot be read or the report not written.
     """
     body = [f"<header><h1>{escape(title)}</h1>", _summary(summary), "</header>"]
     for caption, rows in (tables or {}).items():
