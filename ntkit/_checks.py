@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ def check_batch(name: str, x: np.ndarray | jax.Array) -> None:
         raise ValueError(f"{name}: got shape {x.shape}, expected at least one input and one value in it")
 
 
-def is_scale(value: object) -> bool:
+def is_scale(value: Any) -> bool:
     """Whether `value` is a number, not a tracer, that is finite and at least 0."""
     if np.ndim(value) != 0 or not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
         return False
