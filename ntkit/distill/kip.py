@@ -327,7 +327,7 @@ def _put_rows(axes: Any, rows: Array, whole: Any, part: Any) -> Any:
 
 
 # Seconds that one dispatch should take: long enough to hide its cost, short enough for Ctrl-C and the progress bar.
-_DISPATCH_SECONDS = 0.5
+_DISPATCH_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

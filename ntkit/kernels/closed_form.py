@@ -10,17 +10,19 @@ from jaxtyping import Array
 
 from ntkit.architectures import Architecture, AveragePool, Flatten, GlobalAveragePool, check_image_shape
 from ntkit.kernels.base import Kernel
+from ntkit.kernels.fused import FusedKernel, supports
 from ntkit.kernels.stax import Get
 
-Engine: TypeAlias = Literal["auto", "neural_tangents"]
-ENGINES: tuple[Engine, ...] = ("auto", "neural_tangents")
+Engine: TypeAlias = Literal["auto", "fused", "neural_tangents"]
+ENGINES: tuple[Engine, ...] = ("auto", "fused", "neural_tangents")
 
 
 def ntk(architecture: Architecture, engine: Engine = "auto") -> Kernel:
     """Give the neural tangent kernel of an infinitely wide network (Jacot et al. 2018, arXiv:1806.07572).
 
-    **Arguments:** `architecture`: for example `ntkit.fc(1)`. `engine`: what computes it; `"neural_tangents"`, or
-    `"auto"` for the fastest that supports the architecture.
+    **Arguments:** `architecture`: for example `ntkit.fc(1)`. `engine`: what computes it: `"fused"`, which has
+    fully-connected networks with relu, leaky_relu, abs, erf and identity, `"neural_tangents"`, which has all, or
+    `"auto"` for the fastest that supports the architecture. `kernel.engine` says which it is.
 
     **Returns:** a [`Kernel`][] whose leaves are the `W_std` and `b_std` of the architecture's layers.
 
@@ -44,6 +46,10 @@ def _closed_form(architecture: Architecture, get: Get, engine: Engine) -> Kernel
         )
     if engine not in ENGINES:
         raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
+    if engine == "fused" and not supports(architecture):
+        raise ValueError(f"engine: got 'fused', expected 'auto' or 'neural_tangents' for {architecture.name}")
+    if engine != "neural_tangents" and supports(architecture):
+        return FusedKernel(architecture, get)
     return NeuralTangentsKernel(architecture, get)
 
 
