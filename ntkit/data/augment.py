@@ -98,7 +98,7 @@ class Augmentation:
             else:
                 x = shift_flip(x, shift, flip)
             # Without it XLA warps anew for each use of the images, inside its loops: ten times slower.
-            x = jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call, unused-ignore]
+            x = jax.lax.optimization_barrier(x)
         if self.channel_shift:
             amount = jax.random.uniform(key_channel, (n, 1, 1, 1), x.dtype, -self.channel_shift, self.channel_shift)
             low, high = x.min(axis=(1, 2, 3), keepdims=True), x.max(axis=(1, 2, 3), keepdims=True)

@@ -6,6 +6,7 @@ space, and store it beside what was computed in its space with `to_arrays`.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ _FIT_BLOCK = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Preprocessing:
+class Preprocessing(abc.ABC):
     """A map from images, float with values in [0, 1], to what a kernel is fed, with its inverse.
 
     Subclasses are `Identity`, `Standardize` and `ZCA`. `transform` and `inverse` take any number of leading batch
@@ -41,13 +42,13 @@ class Preprocessing:
     def __init_subclass__(cls) -> None:
         Preprocessing._kinds[cls.__name__] = cls
 
+    @abc.abstractmethod
     def transform(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
         """From pixels to the kernel's inputs."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def inverse(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
         """From the kernel's inputs to pixels."""
-        raise NotImplementedError
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All that was fitted, as NumPy arrays by name: what `np.savez` stores without pickling."""

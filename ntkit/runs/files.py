@@ -54,9 +54,9 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["wb", "w"] = "wb") 
     with _naming(given):
         # 0o666 is what `open` asks for: the umask has the last word.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    text = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
+    text: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
     try:
-        with open(descriptor, mode, **text) as file:  # type: ignore[call-overload]
+        with open(descriptor, mode, **text) as file:
             yield file
             with _naming(given):
                 file.flush()

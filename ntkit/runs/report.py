@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, TypeGuard
 
 from ntkit.runs.files import atomic_write
 
@@ -169,7 +169,7 @@ def _png(caption: str, figure: object) -> bytes:
     return buffer.getvalue()
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[SupportsFloat]:
     # numpy's and JAX's scalars have __float__ too; strings have not.
     return hasattr(value, "__float__")
 
@@ -179,5 +179,5 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, bool | int | str) or not _is_number(value):
         return escape(str(value))
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     return escape(f"{number:.4g}")

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -241,9 +242,9 @@ def test_loading_something_else() -> None:
         (lambda x: (255 * x).astype(np.uint8), "got dtype uint8"),
     ],
 )
-def test_bad_training_images_are_named(kind: type[Standardize], change: object, message: str) -> None:
+def test_bad_training_images_are_named(kind: type[Standardize], change: Any, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^images: .*{message}"):
-        kind.fit(change(photographs()))  # type: ignore[operator]
+        kind.fit(change(photographs()))
 
 
 @pytest.mark.parametrize("regularization", [-0.1, np.nan, np.inf])
