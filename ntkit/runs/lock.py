@@ -11,8 +11,8 @@ except ImportError:  # not a POSIX system: the check is left out there
     fcntl = None
 
 # Record locks belong to the process, and closing any descriptor of the file drops them, so each is opened once
-# and kept until the process ends, however it ends.
-_held: dict[tuple[int, int], int] = {}
+# and kept until it is released or the process ends, however it ends. The values are process and descriptor.
+_held: dict[tuple[int, int], tuple[int, int]] = {}
 
 
 def acquire(directory: Path) -> None:
@@ -25,7 +25,7 @@ def acquire(directory: Path) -> None:
     path = directory / ".lock"
     try:
         status = os.stat(path)
-        if _held.get((status.st_dev, status.st_ino)) == os.getpid():
+        if _held.get((status.st_dev, status.st_ino), (None,))[0] == os.getpid():
             return
     except FileNotFoundError:
         pass
@@ -43,10 +43,12 @@ def acquire(directory: Path) -> None:
         return
     status = os.fstat(descriptor)
     # A forked child inherits this table but not the lock, hence the process id.
-    _held[status.st_dev, status.st_ino] = os.getpid()
+    _held[status.st_dev, status.st_ino] = (os.getpid(), descriptor)
 
 
 def release(directory: Path) -> None:
-    """Forget the lock of a run directory that is about to be removed: another file may get its number."""
+    """Cease to be the process that writes to a directory, if this one is."""
     status = os.stat(directory / ".lock")
-    _held.pop((status.st_dev, status.st_ino), None)
+    process, descriptor = _held.pop((status.st_dev, status.st_ino), (None, -1))
+    if process == os.getpid():
+        os.close(descriptor)

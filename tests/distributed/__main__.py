@@ -1,0 +1,32 @@
+"""Run every check of this package over all devices: `python -m tests.distributed DIRECTORY [ADDRESS PROCESS]`.
+
+A process takes seconds to start, so all checks share it. With an address it is one of two processes, which run the
+same checks; the mesh is over the devices of both. A check is a function `check_*(mesh, directory)` of one of `MODULES`.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+MODULES = ("checks_gram",)
+
+
+def main(directory: str, address: str | None = None, process: str | None = None) -> None:
+    if address is not None:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, num_processes=2, process_id=int(process))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, -1), ("rows", "columns"))
+    for module in MODULES:
+        checks = vars(importlib.import_module(f"tests.distributed.{module}"))
+        for name, check in checks.items():
+            if name.startswith("check_"):
+                # The last line of a run that hangs or dies says where.
+                print(name, flush=True)
+                check(mesh, Path(directory))
+    print("all passed", flush=True)
+
+
+main(*sys.argv[1:])
