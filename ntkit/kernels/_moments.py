@@ -10,68 +10,92 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+Keep: TypeAlias = "Callable[[Array], Array]"
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def rectifier(negative: float, positive: float, k: Array, v1: Array, v2: Array) -> tuple[Array, Array]:
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def rectifier(negative: float, positive: float, keep: Keep, k: Array, v1: Array, v2: Array) -> tuple[Array, Array]:
     """Give the moments of σ(x) = negative · min(x, 0) + positive · max(x, 0).
 
-    **Arguments:** `negative`, `positive`: the slopes, for ReLU 0 and 1. `k`: covariances. `v1`, `v2`: variances, which
-    broadcast against `k`.
+    **Arguments:** `negative`, `positive`: the slopes, for ReLU 0 and 1. `keep`: marks what XLA is to compute once and
+    store, rather than again in each place that reads it. `k`: covariances. `v1`, `v2`: variances, which broadcast
+    against `k`.
 
     **Returns:** E[σ(u)σ(v)] and E[σ'(u)σ'(v)], of the shape of `k`.
     """
-    first, second, _, _, _ = _rectifier(negative, positive, k, v1, v2)
-    return first, second
+    return _Angle(keep, k, v1, v2).moments(negative, positive)
 
 
 @rectifier.defjvp
 def _rectifier_jvp(
-    negative: float, positive: float, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+    negative: float, positive: float, keep: Keep, primals: tuple[Array, ...], tangents: tuple[Array, ...]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     k, v1, v2 = primals
     d_k, d_v1, d_v2 = tangents
-    first, second, cosine, sine, scale = _rectifier(negative, positive, k, v1, v2)
+    angle = _Angle(keep, k, v1, v2)
+    first, second = angle.moments(negative, positive)
     jump = (positive - negative) ** 2 / (2 * math.pi)
-    relative = d_v1 / (2 * _positive(v1)) + d_v2 / (2 * _positive(v2))
-    d_first = second * d_k + jump * scale * sine * relative
+    relative = keep(d_v1 / (2 * _positive(v1)) + d_v2 / (2 * _positive(v2)))
     # d arccos(c) = −dc / sin θ; below the rounding of c the angle is 0 and the cusp is flat.
-    flat = sine**2 <= 4 * jnp.finfo(k.dtype).eps
-    d_cosine = d_k / scale - cosine * relative
-    d_second = jnp.where(flat, 0.0, jump / jnp.where(flat, 1.0, sine)) * d_cosine
+    flat = angle.opposite**2 <= 4 * jnp.finfo(k.dtype).eps * angle.scale**2
+    per_k = keep(jnp.where(flat, 0.0, jump / jnp.where(flat, 1.0, angle.opposite)))
+    d_first = second * d_k + jump * angle.opposite * relative
+    d_second = per_k * (d_k - k * relative)
     return (first, second), (d_first, d_second)
 
 
-def _rectifier(negative: float, positive: float, k: Array, v1: Array, v2: Array) -> tuple[Array, ...]:
-    jump = (positive - negative) ** 2 / (2 * math.pi)
-    scale = jnp.sqrt(_positive(v1)) * jnp.sqrt(_positive(v2))
-    cosine = jnp.clip(k / scale, -1.0, 1.0)
-    sine = jnp.sqrt((1 - cosine) * (1 + cosine))
-    second = (negative**2 + positive**2) / 2 - jump * arccos(cosine)
-    first = jump * scale * sine + k * second
-    return first, second, cosine, sine, scale
+class _Angle:
+    """The angle θ between two inputs, from their covariance and variances.
+
+    **Fields:** `scale`: the product of their norms. `root`: sqrt(1 − |cos θ|), computed without cancellation.
+    `opposite`: `scale` times sin θ.
+    """
+
+    def __init__(self, keep: Keep, k: Array, v1: Array, v2: Array) -> None:
+        norm1, norm2 = keep(jnp.sqrt(_positive(v1))), keep(jnp.sqrt(_positive(v2)))
+        self.keep, self.k, self.scale = keep, k, norm1 * norm2
+        gap = jnp.maximum(self.scale - jnp.abs(k), 0.0) * (keep(1 / norm1) * keep(1 / norm2))
+        # Once, since it is rounding noise between equal inputs: sin θ and θ must not be of different noise.
+        self.root = keep(jnp.sqrt(gap))
+        self.opposite = self.scale * self.root * jnp.sqrt(2 - self.root**2)
+
+    def moments(self, negative: float, positive: float) -> tuple[Array, Array]:
+        jump = (positive - negative) ** 2 / (2 * math.pi)
+        acute = _acute_angle(self.root)
+        angle = jnp.where(self.k < 0, math.pi - acute, acute)
+        second = self.keep((negative**2 + positive**2) / 2 - jump * angle)
+        return self.keep(jump * self.opposite + self.k * second), second
 
 
-def erf(k: Array, v1: Array, v2: Array) -> tuple[Array, Array]:
+def erf(keep: Keep, k: Array, v1: Array, v2: Array) -> tuple[Array, Array]:
     """Give the moments of σ(x) = erf(x) (Williams 1997, eq. 11)."""
     scale = (1 + 2 * v1) * (1 + 2 * v2)
     sine = 2 * k / jnp.sqrt(scale)
-    return 2 / math.pi * jnp.arcsin(sine), 4 / (math.pi * jnp.sqrt(scale - 4 * k**2))
+    return keep(2 / math.pi * jnp.arcsin(sine)), keep(4 / (math.pi * jnp.sqrt(scale - 4 * k**2)))
+
+
+def _identity(keep: Keep, k: Array, v1: Array, v2: Array) -> tuple[Array, Array]:
+    return k, jnp.ones_like(k)
+
+
+def _unkept(value: Array) -> Array:
+    return value
 
 
 class Moments(NamedTuple):
     """The moments of one nonlinearity.
 
-    **Fields:** `pair`: from covariances and the variances of both inputs, E[σ(u)σ(v)] and E[σ'(u)σ'(v)]. `diagonal`:
-    the same for an input with itself, from its variance alone, and exact.
+    **Fields:** `pair`: from covariances and the variances of both inputs, E[σ(u)σ(v)] and E[σ'(u)σ'(v)], as in
+    [`rectifier`][]. `diagonal`: the same for an input with itself, from its variance alone, and exact.
     """
 
-    pair: Callable[[Array, Array, Array], tuple[Array, Array]]
+    pair: Callable[[Keep, Array, Array, Array], tuple[Array, Array]]
     diagonal: Callable[[Array], tuple[Array, Array]]
 
 
@@ -85,8 +109,8 @@ MOMENTS = {
     "relu": _rectifier_moments(0.0, 1.0),
     "leaky_relu": _rectifier_moments(0.01, 1.0),
     "abs": _rectifier_moments(-1.0, 1.0),
-    "identity": Moments(lambda k, v1, v2: (k, jnp.ones_like(k)), lambda v: (v, jnp.ones_like(v))),
-    "erf": Moments(erf, lambda v: erf(v, v, v)),
+    "identity": Moments(_identity, lambda v: (v, jnp.ones_like(v))),
+    "erf": Moments(erf, lambda v: erf(_unkept, v, v, v)),
 }
 
 # arccos(c) / sqrt(1 − c) on [0, 1], a minimax fit with an error of 2.2e-8, a fifth of float32's rounding.
@@ -102,16 +126,16 @@ _ARCCOS = (
 )
 
 
-def arccos(c: Array) -> Array:
-    """Give arccos(c) for c in [−1, 1]: in float32 by a polynomial, which is several times faster."""
-    if c.dtype != jnp.float32:
-        return jnp.arccos(c)
-    magnitude = jnp.abs(c)
-    value = jnp.full_like(c, _ARCCOS[-1])
+def _acute_angle(root: Array) -> Array:
+    """Give arccos(1 − root²) for a root in [0, 1]: in float32 by a polynomial, which is several times faster."""
+    if root.dtype != jnp.float32:
+        # arccos itself would lose half of a small gap's digits: 1 − cos θ = 2 sin²(θ/2).
+        return 2 * jnp.arcsin(root / 2**0.5)
+    cosine = 1 - root**2
+    value = jnp.full_like(cosine, _ARCCOS[-1])
     for coefficient in _ARCCOS[-2::-1]:
-        value = value * magnitude + coefficient
-    value = value * jnp.sqrt(1 - magnitude)
-    return jnp.where(c < 0, math.pi - value, value)
+        value = value * cosine + coefficient
+    return value * root
 
 
 def _positive(v: Array) -> Array:

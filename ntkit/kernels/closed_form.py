@@ -17,29 +17,34 @@ Engine: TypeAlias = Literal["auto", "fused", "neural_tangents"]
 ENGINES: tuple[Engine, ...] = ("auto", "fused", "neural_tangents")
 
 
-def ntk(architecture: Architecture, engine: Engine = "auto") -> Kernel:
+def ntk(architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None) -> Kernel:
     """Give the neural tangent kernel of an infinitely wide network (Jacot et al. 2018, arXiv:1806.07572).
 
-    **Arguments:** `architecture`: for example `ntkit.fc(1)`. `engine`: what computes it: `"fused"`, which has
-    fully-connected networks with relu, leaky_relu, abs, erf and identity, `"neural_tangents"`, which has all, or
-    `"auto"` for the fastest that supports the architecture. `kernel.engine` says which it is.
+    **Arguments:**
+
+    - `architecture`: for example `ntkit.fc(1)`.
+    - `engine`: what computes it: `"fused"`, which has every architecture whose activations are relu, leaky_relu, abs,
+      erf or identity, `"neural_tangents"`, which has all, or `"auto"` for the fastest that supports the architecture.
+      `kernel.engine` says which it is.
+    - `block_pairs`: pairs of images that the fused engine computes at once; its memory grows with it. `None`: as many
+      as suit the device's caches and memory.
 
     **Returns:** a [`Kernel`][] whose leaves are the `W_std` and `b_std` of the architecture's layers.
 
     **Raises:** `ValueError` that names the argument.
     """
-    return _closed_form(architecture, "ntk", engine)
+    return _closed_form(architecture, "ntk", engine, block_pairs)
 
 
-def nngp(architecture: Architecture, engine: Engine = "auto") -> Kernel:
+def nngp(architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None) -> Kernel:
     """Give the covariance of an infinitely wide random network's outputs (Lee et al. 2018, arXiv:1711.00165).
 
     **Arguments, returns, raises:** as in [`ntk`][].
     """
-    return _closed_form(architecture, "nngp", engine)
+    return _closed_form(architecture, "nngp", engine, block_pairs)
 
 
-def _closed_form(architecture: Architecture, get: Get, engine: Engine) -> Kernel:
+def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pairs: int | None) -> Kernel:
     if not isinstance(architecture, Architecture):
         raise ValueError(
             f"architecture: got {type(architecture).__name__}, expected an ntkit.Architecture such as ntkit.fc(1)"
@@ -48,9 +53,14 @@ def _closed_form(architecture: Architecture, get: Get, engine: Engine) -> Kernel
         raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
     if engine == "fused" and not supports(architecture):
         raise ValueError(f"engine: got 'fused', expected 'auto' or 'neural_tangents' for {architecture.name}")
-    if engine != "neural_tangents" and supports(architecture):
-        return FusedKernel(architecture, get)
-    return NeuralTangentsKernel(architecture, get)
+    fused = engine != "neural_tangents" and supports(architecture)
+    if block_pairs is not None and (
+        not isinstance(block_pairs, int) or isinstance(block_pairs, bool) or block_pairs < 1
+    ):
+        raise ValueError(f"block_pairs: got {block_pairs!r}, expected a positive integer or None")
+    if block_pairs is not None and not fused:
+        raise ValueError(f"block_pairs: got {block_pairs}, expected None with the engine 'neural_tangents'")
+    return FusedKernel(architecture, get, block_pairs) if fused else NeuralTangentsKernel(architecture, get)
 
 
 @jax.tree_util.register_dataclass

@@ -1,37 +1,51 @@
-"""The kernels of fully-connected networks in one pass over the matrix of inner products.
+"""The closed-form kernels of fully-connected and convolutional networks, by ntkit's own engine.
 
-Only that product costs more than reading its result: what follows is pointwise in the pair of inputs, and XLA fuses it.
+`_stages` says what has to be computed, `_covariances` computes it for a block of pairs, `_blocks` goes through the
+blocks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ntkit.architectures import Activation, Architecture, Dense, Flatten
+from ntkit.architectures import Activation, Architecture, Flatten, check_image_shape
+from ntkit.kernels import _blocks
+from ntkit.kernels._covariances import Batch, Recursion, kernel, variances
 from ntkit.kernels._moments import MOMENTS
+from ntkit.kernels._stages import Stage, stages, stages_to_the_last_activation
 from ntkit.kernels.base import Kernel
 from ntkit.kernels.stax import Get
+
+# What the covariances of a block of pairs take at one displacement, on a CPU: about its second cache. Measured.
+CACHE_BYTES = 2**18
+# The share of an accelerator's memory that a block may take, and its memory where it says nothing of it.
+MEMORY_SHARE = 1 / 8
+MEMORY_BYTES = 2**34
+# Covariances of one displacement that are alive at once, forward and backward.
+ALIVE = 16
 
 
 def supports(architecture: Architecture) -> bool:
     """Whether every layer of a network has its rule here."""
-    return all(
-        isinstance(layer, Dense | Flatten) or (isinstance(layer, Activation) and layer.name in MOMENTS)
-        for layer in architecture.layers
-    )
+    return all(layer.name in MOMENTS for layer in architecture.layers if isinstance(layer, Activation))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FusedKernel(Kernel):
-    """The kernel of a fully-connected architecture."""
+    """The kernel of an architecture.
+
+    **Fields:** `block_pairs`: pairs of images computed at once, or `None` for as many as the device likes best.
+    """
 
     architecture: Architecture
     get: Get = dataclasses.field(metadata={"static": True})
+    block_pairs: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def engine(self) -> str:
@@ -42,67 +56,96 @@ class FusedKernel(Kernel):
         return 3 * itemsize
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
-        x1 = x1.reshape(x1.shape[0], -1)
-        if x2 is not None:
-            x2 = x2.reshape(x2.shape[0], -1)
-            return self._recursion(x1.shape[1], _inner(x1, x2), _variances(x1), _variances(x2), None)
-        variances = _variances(x1)
-        # Equal inputs are known here, and given the exact cosine of 1: near it a rounding error of eps in the cosine is
-        # one of sqrt(eps) in the angle.
-        same = jnp.eye(len(x1), dtype=bool)
-        return self._recursion(x1.shape[1], _inner(x1, x1), variances, variances, same)
+        x1 = self._images(x1)
+        plan = self._stages(x1)
+        most = self._pairs_at_once(plan, x1.dtype.itemsize)
+
+        def block(first: Batch, second: Batch) -> Array:
+            return kernel(self._recursion, plan, _down(first), _across(second), same=False)
+
+        if x2 is None:
+            batch = self._batch(x1, most)
+            values = _blocks.triangle(block, batch, len(x1) if most is None else max(1, math.isqrt(most)))
+            own = self._diagonal(batch, plan, most)
+            return jnp.where(jnp.eye(len(x1), dtype=bool), own[:, None], values)
+        x2 = self._images(x2)
+        first, second = self._batches(x1, x2, most)
+        # The second images are the ones that are moved: fewer of them cost less.
+        if most is not None and len(x1) < len(x2):
+            return _blocks.rectangle(block, second, first, _sides(len(x2), len(x1), most)).T
+        return _blocks.rectangle(block, first, second, _sides(len(x1), len(x2), most))
 
     def gram_diagonal(self, x: Array) -> Array:
-        x = x.reshape(x.shape[0], -1)
-        nngp, ntk, fan_in = _variances(x), jnp.zeros(x.shape[0], x.dtype), x.shape[1]
-        for layer in self.architecture.layers:
-            if isinstance(layer, Dense):
-                nngp, ntk = self._dense(layer, fan_in, nngp, ntk)
-                fan_in = self.architecture.width
-            elif isinstance(layer, Activation):
-                nngp, slope = MOMENTS[layer.name].diagonal(nngp)
-                ntk = ntk * slope
-        return ntk if self.get == "ntk" else nngp
+        x = self._images(x)
+        plan = self._stages(x)
+        most = self._pairs_at_once(plan, x.dtype.itemsize)
+        return self._diagonal(self._batch(x, most), plan, most)
 
-    def _recursion(self, fan_in: int, nngp: Array, v1: Array, v2: Array, same: Array | None) -> Array:
-        """Go through the layers (Jacot et al. 2018, theorem 1), with the variances of both batches beside the pairs."""
-        ntk = jnp.zeros_like(nngp)
-        if same is not None:
-            nngp = jnp.where(same, v1[:, None], nngp)
-        for layer in self.architecture.layers:
-            if isinstance(layer, Dense):
-                nngp, ntk = self._dense(layer, fan_in, nngp, ntk)
-                v1, v2 = _affine(layer, v1), _affine(layer, v2)
-                fan_in = self.architecture.width
-            elif isinstance(layer, Activation):
-                pair, diagonal = MOMENTS[layer.name]
-                nngp, slope = pair(nngp, v1[:, None], v2[None, :])
-                v1, slope1 = diagonal(v1)
-                v2, _ = diagonal(v2)
-                if same is not None:
-                    nngp = jnp.where(same, v1[:, None], nngp)
-                    slope = jnp.where(same, slope1[:, None], slope)
-                ntk = ntk * slope
-        return ntk if self.get == "ntk" else nngp
+    def _diagonal(self, batch: Batch, plan: tuple[Stage, ...], most: int | None) -> Array:
+        def own(batch: Batch) -> Array:
+            return kernel(self._recursion, plan, _down(batch), _down(batch), same=True)[:, 0]
 
-    def _dense(self, layer: Dense, fan_in: int, nngp: Array, ntk: Array) -> tuple[Array, Array]:
-        after = _affine(layer, nngp)
-        if self.architecture.parameterization == "ntk":
-            return after, after + layer.W_std**2 * ntk
-        # Sohl-Dickstein et al. 2020 (arXiv:2001.07301): a weight's own scale is 1, and so is a bias's.
-        bias = 0.0 if layer.b_std is None else 1.0
-        return after, fan_in * nngp + bias + layer.W_std**2 * ntk
+        return _blocks.each(own, batch, len(batch.images) if most is None else most)
+
+    @property
+    def _recursion(self) -> Recursion:
+        return Recursion(self.architecture.parameterization, self.get == "ntk")
+
+    def _images(self, x: Array) -> Array:
+        """Give inputs as (n, channels, height, width); a vector is an image of one pixel."""
+        check_image_shape(self.architecture, x.shape[1:])
+        if x.ndim == 2 or isinstance(self.architecture.layers[0], Flatten):
+            return x.reshape(len(x), -1, 1, 1)
+        return jnp.moveaxis(x, -1, 1)
+
+    def _stages(self, images: Array) -> tuple[Stage, ...]:
+        _, channels, height, width = images.shape
+        return stages(self.architecture, (height, width, channels))
+
+    def _batch(self, images: Array, most: int | None) -> Batch:
+        """Give images with their variances, which are computed once for each and not once for each pair."""
+        _, channels, height, width = images.shape
+        before = stages_to_the_last_activation(self.architecture, (height, width, channels))
+        layers = tuple(stage.layers for stage in self._stages(images)[: len(before) + 1])
+
+        def own(images: Array) -> tuple[Array, ...]:
+            return tuple(v[:, 0] for v in variances(self._recursion, layers, before, images[:, None]))
+
+        return Batch(images, _blocks.each(own, images, len(images) if most is None else most))
+
+    def _batches(self, x1: Array, x2: Array, most: int | None) -> tuple[Batch, Batch]:
+        if most is None:
+            return self._batch(x1, most), self._batch(x2, most)
+        # Together: they are compiled once, which takes longer than a copy.
+        both = self._batch(jnp.concatenate([x1, x2]), most)
+        return jax.tree.map(lambda a: a[: len(x1)], both), jax.tree.map(lambda a: a[len(x1) :], both)
+
+    def _pairs_at_once(self, plan: tuple[Stage, ...], itemsize: int) -> int | None:
+        """Give how many pairs to compute at once; `None`: all, where covariances take no more than the result does."""
+        if self.block_pairs is not None:
+            return self.block_pairs
+        if all((y.size, x.size) == (1, 1) for y, x in (stage.axes for stage in plan)):
+            return None
+        pixels = max(y.size * x.size for y, x in (stage.axes for stage in plan))
+        if jax.default_backend() == "cpu":
+            return max(1, CACHE_BYTES // (pixels * itemsize))
+        between = max(math.prod(axis.size * len(axis.displacements) for axis in stage.axes) for stage in plan[1:])
+        statistics = jax.local_devices()[0].memory_stats() or {}
+        memory = statistics.get("bytes_limit", MEMORY_BYTES) * MEMORY_SHARE
+        return max(1, int(memory / ((4 * between + ALIVE * pixels) * itemsize)))
 
 
-def _affine(layer: Dense, covariance: Array) -> Array:
-    scaled = layer.W_std**2 * covariance
-    return scaled if layer.b_std is None else scaled + layer.b_std**2
+def _sides(n1: int, n2: int, most: int | None) -> tuple[int, int]:
+    """Give the sides of a block of at most `most` pairs, longer along the first."""
+    if most is None:
+        return n1, n2
+    b1 = min(n1, max(1, 2 * math.isqrt(most)))
+    return b1, min(n2, max(1, most // b1))
 
 
-def _inner(x1: Array, x2: Array) -> Array:
-    # Full float32 also on a GPU: TF32 ruins an arccos near 1.
-    return jnp.matmul(x1, x2.T, precision="highest") / x1.shape[1]
+def _down(batch: Batch) -> Batch:
+    return jax.tree.map(lambda a: a[:, None], batch)
 
 
-def _variances(x: Array) -> Array:
-    return jnp.sum(x * x, axis=1) / x.shape[1]
+def _across(batch: Batch) -> Batch:
+    return jax.tree.map(lambda a: a[None], batch)

@@ -6,7 +6,22 @@ import numpy as np
 import pytest
 
 import ntkit
+from ntkit.architectures import Activation, Architecture, AveragePool, Conv, Dense, GlobalAveragePool
+from ntkit.kernels._stages import stages
+from tests.kernels.recursion import relu_kernels
 
+VALID = Architecture(
+    (
+        Conv(1.4, 0.1, (2, 3), padding="VALID"),
+        Activation("erf"),
+        AveragePool(),
+        Conv(1.2, 0.2, (3, 2), (2, 1), "CIRCULAR"),
+        Activation("leaky_relu"),
+        GlobalAveragePool(),
+        Dense(1.3, 0.1),
+    ),
+    "valid",
+)
 ARCHITECTURES = {
     "linear": ntkit.fc(0),
     "relu": ntkit.fc(3),
@@ -16,6 +31,9 @@ ARCHITECTURES = {
     "identity": ntkit.fc(1, activation="identity"),
     "standard": ntkit.fc(2, parameterization="standard", width=64),
     "standard, no bias": ntkit.fc(2, parameterization="standard", b_std=None),
+    "conv, standard": ntkit.conv(2, parameterization="standard", width=16),
+    "convnet": ntkit.convnet(2, W_std=1.3, b_std=0.2),
+    "valid": VALID,
 }
 KERNELS = {"ntk": ntkit.ntk, "nngp": ntkit.nngp}
 # The tangent kernel contains the other one; compiling both for all architectures takes a minute.
@@ -24,7 +42,7 @@ CASES = [*((name, "ntk") for name in ARCHITECTURES), ("relu", "nngp")]
 
 def inputs(dtype: type) -> np.ndarray:
     """Images of which two are equal."""
-    x = np.random.default_rng(0).normal(size=(9, 4, 4, 2)).astype(dtype)
+    x = np.random.default_rng(0).normal(size=(9, 6, 5, 2)).astype(dtype)
     x[5] = x[3]
     return x
 
@@ -56,7 +74,7 @@ def test_agrees_with_neural_tangents(architecture: str, kernel: str, x64: None) 
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * float(np.abs(b).max() + 1))
 
 
-@pytest.mark.parametrize("architecture", ["relu", "erf", "standard"])
+@pytest.mark.parametrize("architecture", ["relu", "erf", "convnet"])
 def test_agrees_with_neural_tangents_in_float32(architecture: str) -> None:
     fused, reference = (ntkit.ntk(ARCHITECTURES[architecture], engine) for engine in ("fused", "neural_tangents"))
     x = inputs(np.float32)
@@ -85,9 +103,70 @@ def test_equal_inputs_are_exact_on_the_diagonal(x64: None) -> None:
     np.testing.assert_allclose(jnp.diagonal(kernel(x.astype(np.float32))), exact, rtol=1e-6)
 
 
+def test_blocks_of_pairs_do_not_show(x64: None) -> None:
+    whole, blocks = (ntkit.ntk(ntkit.convnet(1), block_pairs=pairs) for pairs in (1000, 4))
+    x = jnp.asarray(inputs(np.float64))
+    weights = np.random.default_rng(1).normal(size=(9, 9))
+
+    @jax.jit
+    def evaluate(kernel: ntkit.Kernel) -> tuple[jax.Array, ...]:
+        def total(x: jax.Array) -> jax.Array:
+            return jnp.sum(kernel(x) * weights) + jnp.sum(kernel(x[:4], x) * weights[:4])
+
+        return kernel(x), kernel(x[:4], x), kernel(x, x[:4]), jax.grad(total)(x)
+
+    for found, expected in zip(evaluate(blocks), evaluate(whole), strict=True):
+        # Copies are two inputs there.
+        close(found, expected, 1e-7)
+    np.testing.assert_array_equal(blocks(x), blocks(x).T)
+
+
+def test_memory_is_that_of_a_block() -> None:
+    kernel = ntkit.ntk(ntkit.convnet(1), block_pairs=4)
+
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: kernel(x, x[::-1]).sum())(x)
+
+    def temporary(n: int) -> int:
+        compiled = jax.jit(gradient).lower(jnp.zeros((n, 12, 12, 1))).compile()
+        return int(compiled.memory_analysis().temp_size_in_bytes)
+
+    # 16 times the pairs: what grows is one number for each pair, and the images.
+    assert temporary(64) < 4 * temporary(16)
+
+
+def test_real_size_in_float32(x64: None) -> None:
+    """Smooth images, whose neighbouring pixels are nearly equal: what float32 is worst at."""
+    random = np.random.default_rng(0)
+    coarse = random.uniform(size=(3, 4, 4, 3))
+    x = np.clip(np.kron(coarse, np.ones((1, 4, 4, 1))) + random.normal(size=(3, 16, 16, 3)) / 100, 0, 1)
+    x[0, :8] = 1.0
+    for architecture in (ntkit.convnet(3), ntkit.myrtle(5), ntkit.conv(3)):
+        kernel = ntkit.ntk(architecture)
+        _, expected = relu_kernels(architecture, x)
+        np.testing.assert_allclose(kernel(x.astype(np.float32)), expected, rtol=1e-5)
+
+
+def test_displacements_that_are_needed() -> None:
+    def counts(architecture: Architecture, size: int) -> list[int]:
+        return [len(stage.axes[0].displacements) for stage in stages(architecture, (size, size, 3))]
+
+    assert counts(ntkit.convnet(3), 32) == [15, 7, 3, 1, 1]
+    assert counts(ntkit.convnet(3), 33) == [15, 7, 3, 1, 1]
+    assert counts(ntkit.conv(3), 32) == [1, 1]
+    assert counts(ntkit.myrtle(5), 32) == [32, 16, 8, 1]
+
+
 def test_what_is_not_fused_goes_to_neural_tangents() -> None:
     gelu = ntkit.fc(1, activation="gelu")
-    assert ntkit.ntk(gelu).engine == ntkit.ntk(ntkit.conv(1)).engine == "neural_tangents"
-    for architecture in (gelu, ntkit.conv(1)):
-        with pytest.raises(ValueError, match="engine: got 'fused', expected 'auto' or 'neural_tangents'"):
-            ntkit.ntk(architecture, "fused")
+    assert ntkit.ntk(gelu).engine == "neural_tangents"
+    with pytest.raises(ValueError, match="engine: got 'fused', expected 'auto' or 'neural_tangents'"):
+        ntkit.ntk(gelu, "fused")
+
+
+@pytest.mark.parametrize("block_pairs", [0, 1.5, True])
+def test_bad_block_pairs(block_pairs: object) -> None:
+    with pytest.raises(ValueError, match="block_pairs: got"):
+        ntkit.ntk(ntkit.fc(1), block_pairs=block_pairs)
+    with pytest.raises(ValueError, match="block_pairs: got 4, expected None"):
+        ntkit.nngp(ntkit.fc(1), "neural_tangents", block_pairs=4)
