@@ -4,13 +4,16 @@ The recursion is that of Arora et al. 2019 (arXiv:1904.11955, section 4): K for 
 at two pixels (NNGP) and T for its tangent kernel. It runs over one displacement at a time (see `_stages`), for all
 pairs of a block of images and all positions at once, so that what it works on stays in the caches. Between two stages
 lie the pooled covariances, at the displacements that the next one needs.
+
+The derivatives of a stage are written by hand (reverse mode): one displacement after the other is computed again and
+differentiated, so that they too need no more memory than the covariances at one.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,28 +22,24 @@ from jax import lax
 from jaxtyping import Array
 
 from ntkit.architectures import Activation, Conv, Dense, Parameterization
-from ntkit.kernels._moments import MOMENTS, Keep
+from ntkit.kernels._moments import MOMENTS, Keep, Maps
 from ntkit.kernels._stages import Axis, Cells, Layers, Stage
 
 # Images of no more channels than this are multiplied one channel after the other: a matrix product of so few terms is
 # slower.
 FEW_CHANNELS = 8
 
-# Vertical and horizontal.
-Displacement: TypeAlias = "tuple[Array | int, Array | int]"
-Carry = TypeVar("Carry")
-
 
 class Batch(NamedTuple):
     """One side of the pairs.
 
     **Fields:** `images`: (n, 1, channels, height, width) or (1, n, channels, height, width): what makes the pairs is
-    that one side broadcasts against the other. `variances`: at the input of each activation, (n, 1, height, width) or
-    (1, n, height, width).
+    that one side broadcasts against the other. `variances`: for each activation those at its input, and what `MOMENTS`
+    asks of them, arrays (n, 1, height, width) or (1, n, height, width).
     """
 
     images: Array
-    variances: tuple[Array, ...]
+    variances: tuple[tuple[Array, Maps], ...]
 
 
 class Covariances(NamedTuple):
@@ -63,7 +62,7 @@ class Recursion(NamedTuple):
 def kernel(recursion: Recursion, stages: tuple[Stage, ...], first: Batch, second: Batch, *, same: bool) -> Array:
     """Give the kernel of every pair, the tangent kernel or the other one.
 
-    **Arguments:** `stages`: all of the network's. `first`, `second`: images and their `variances`. `same`: whether
+    **Arguments:** `stages`: all of the network's. `first`, `second`: images and what `variances` gives. `same`: whether
     every pair is of an image with itself.
 
     **Returns:** (n1, n2); (n, 1) for the pairs of images with themselves.
@@ -80,136 +79,296 @@ def kernel(recursion: Recursion, stages: tuple[Stage, ...], first: Batch, second
 
 def variances(
     recursion: Recursion, layers: tuple[Layers, ...], stages: tuple[Stage, ...], images: Array
-) -> list[Array]:
-    """Give the variances of images (n, 1, channels, height, width) at the input of each activation.
+) -> tuple[tuple[Array, Maps], ...]:
+    """Give the variances of images (n, 1, channels, height, width) at the input of each activation, and their maps.
 
     **Arguments:** `layers`: of all stages up to the last with an activation. `stages`: those before that one.
     """
-    found: list[Array] = []
+    found: list[tuple[Array, Maps]] = []
     values = None
     for i, those in enumerate(layers):
         # Displacement 0 is the first of every stage.
-        variance = _product(images, images) if values is None else values.nngp[0, 0]
+        variance = _product(images, images, _again) if values is None else values.nngp[0, 0]
         passed = len(found)
         for layer, _ in those:
             if isinstance(layer, Activation):
-                found.append(variance)
-                variance, _ = MOMENTS[layer.name].diagonal(variance)
+                moments = MOMENTS[layer.name]
+                found.append((variance, moments.maps(variance)))
+                variance, _ = moments.diagonal(variance)
             else:
-                variance = _affine(layer, _window_mean(layer, variance, (0, 0), _again))
+                links = [jax.tree.map(jnp.asarray, _links(n, layer, dim)) for dim, n in enumerate(variance.shape[-2:])]
+                variance = _affine(layer, _window_mean(layer, variance, links, _again))
         if i < len(stages):
             batch = Batch(images, tuple(found[passed:]))
             values = _through(recursion._replace(tangent=False), stages[i], batch, batch, values, False)
-    return found
+    return tuple(found)
 
 
 def _through(
     recursion: Recursion, stage: Stage, first: Batch, second: Batch, values: Covariances | None, same: bool
 ) -> Covariances:
-    """Take covariances through a stage, one displacement after the other; in the first stage there are none before."""
+    """Take covariances through a stage; before the first stage there are none."""
     vertical, horizontal = stage.axes
-    keep = _again if (vertical.size, horizontal.size) == (1, 1) or jax.default_backend() != "cpu" else _once
-    affine = any(not isinstance(layer, Activation) for layer, _ in stage.layers)
-    pairs = jnp.broadcast_shapes(first.images.shape[:2], second.images.shape[:2])
-    dtype = jnp.promote_types(first.images.dtype, second.images.dtype)
+    fan_ins = tuple(fan_in for _, fan_in in stage.layers)
+    planes1, unpack = _packed(first, values is None, same)
+    planes2, _ = _packed(second, values is None, same)
+    pairs = jnp.broadcast_shapes(planes1.shape[:2], planes2.shape[:2])
+    dtype = jnp.promote_types(planes1.dtype, planes2.dtype)
+    pixels = vertical.size * horizontal.size
+    keep: Keep = _once if pixels > 1 and jax.default_backend() == "cpu" else _again
+    spread = functools.partial(_spread, pairs) if pixels > 1 else _again
+
+    def at(
+        row: _Row, column: _Row, layers: Any, values: Covariances | None, planes1: Array, planes2: Array
+    ) -> Covariances:
+        one, other = (unpack(planes) for planes in (planes1, planes2))
+        one, other = (side._replace(variances=jax.tree.map(spread, side.variances)) for side in (one, other))
+        if values is None:
+            values = Covariances(keep(_product(one.images, other.images, spread)), None)
+        itself = jnp.equal(row.displacement, 0) & jnp.equal(column.displacement, 0) if same else None
+        links = [list(pair) for pair in zip(row.links, column.links, strict=True)]
+        return _layers(recursion, layers, fan_ins, values, one, other, links, keep, itself)
+
+    # The inputs decide the precision, not hyper-parameters.
+    layers = tuple(jax.tree.map(lambda std: jnp.asarray(std, dtype), layer) for layer, _ in stage.layers)
+    tables = (_table(vertical, layers, 0, dtype), _table(horizontal, layers, 1, dtype))
+    if pixels == 1:
+        # Of one pixel there are no displacements, and no cells to come.
+        row, column = (table.read(jnp.asarray(table.values[0])) for table in tables)
+        before = None if values is None else jax.tree.map(lambda a: a[0, 0], values)
+        here = at(row, column, layers, before, planes1, planes2)
+        return jax.tree.map(lambda a: a[None, None], here)
+    affine = any(not isinstance(layer, Activation) for layer in layers)
+    tangent = recursion.tangent and (affine or (values is not None and values.ntk is not None))
 
     def empty(*shape: int) -> Covariances:
-        tangent = recursion.tangent and (affine or (values is not None and values.ntk is not None))
         return Covariances(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype) if tangent else None)
 
-    def one(before: Covariances | None, moved: Batch, displacement: Displacement) -> Covariances:
-        if before is None:
-            before = Covariances(keep(_product(first.images, moved.images)), None)
-        return _layers(recursion, stage.layers, before, first.variances, moved.variances, displacement, keep, same)
-
-    if (vertical.size, horizontal.size) == (1, 1):
-        # Of one pixel there are no displacements, and no cells to come.
-        before = None if values is None else jax.tree.map(lambda a: a[0, 0], values)
-        return jax.tree.map(lambda a: a[None, None], one(before, second, (0, 0)))
-
-    def column(total: Covariances, at: _At) -> Covariances:
-        turned = jax.tree.map(lambda a: _rolled(a, at.displacement, -1), second)
-
-        def row(total: Covariances, inner: _At) -> Covariances:
-            moved = jax.tree.map(lambda a: _rolled(a, inner.displacement, -2), turned)
-            # Its intermediate values are computed again for the gradient, not kept for all displacements.
-            there = jax.checkpoint(one)(inner.values, moved, (inner.displacement, at.displacement))
-            return jax.tree.map(lambda t, v: _gathered(t, v, inner, vertical, -2, keep), total, there)
-
-        zero = empty(_following(vertical), *pairs, vertical.cells.count, horizontal.size)
-        there = _each(row, zero, vertical, at.values)
-        return jax.tree.map(lambda t, v: _gathered(t, v, at, horizontal, -1, keep), total, there)
-
-    zero = empty(_following(horizontal), _following(vertical), *pairs, vertical.cells.count, horizontal.cells.count)
-    return _each(column, zero, horizontal, values)
+    return _at_all_displacements(stage, tables, pairs, at, empty, keep)(layers, values, planes1, planes2)
 
 
-class _At(NamedTuple):
-    """One displacement along one axis: a row of the fields of `Axis`, and the covariances at it."""
+def _at_all_displacements(
+    stage: Stage,
+    tables: tuple[_Table, _Table],
+    pairs: tuple[int, ...],
+    at: Callable[..., Covariances],
+    empty: Callable[..., Covariances],
+    keep: Keep,
+) -> Callable[[Any, Covariances | None, Array, Array], Covariances]:
+    """Give the function that goes through a stage's displacements, one after the other, with its derivative.
 
-    displacement: Array
-    targets: Array
+    **Arguments:** `at`: computes the covariances at one displacement, by its row and column. `empty`: zeros of a shape.
+    """
+    (vertical, horizontal), (rows, columns) = stage.axes, tables
+    height, width = vertical.cells.count, horizontal.cells.count
+
+    @jax.custom_vjp
+    def through(layers: Any, values: Covariances | None, planes1: Array, planes2: Array) -> Covariances:
+        def along_x(total: Covariances, here: Any) -> tuple[Covariances, None]:
+            column = columns.read(here[0])
+            turned = jnp.roll(planes2, -column.displacement, axis=-1)
+
+            def along_y(total: Covariances, here: Any) -> tuple[Covariances, None]:
+                row = rows.read(here[0])
+                moved = jnp.roll(turned, -row.displacement, axis=-2)
+                found = at(row, column, layers, here[1], planes1, moved)
+                return jax.tree.map(lambda t, v: _into_cells(t, v, row, vertical.cells, -2), total, found), None
+
+            zero = empty(_following(vertical), *pairs, height, horizontal.size)
+            found, _ = lax.scan(along_y, zero, (rows.values, here[1]))
+            return jax.tree.map(lambda t, v: _into_cells(t, v, column, horizontal.cells, -1), total, found), None
+
+        zero = empty(_following(horizontal), _following(vertical), *pairs, height, width)
+        return lax.scan(along_x, zero, (columns.values, values))[0]
+
+    def forward(*arguments: Any) -> tuple[Covariances, Any]:
+        return through(*arguments), arguments
+
+    def backward(arguments: Any, cotangent: Covariances) -> tuple[Any, ...]:
+        layers, values, planes1, planes2 = arguments
+
+        def along_x(gradient: Any, here: Any) -> tuple[Any, Covariances | None]:
+            column = columns.read(here[0])
+            turned = jnp.roll(planes2, -column.displacement, axis=-1)
+            wanted = jax.tree.map(lambda c: _from_cells(c, column, horizontal.cells, -1), cotangent)
+
+            def along_y(gradient: Any, here: Any) -> tuple[Any, Covariances | None]:
+                row = rows.read(here[0])
+                moved = jnp.roll(turned, -row.displacement, axis=-2)
+                cotangent = jax.tree.map(lambda c: keep(_from_cells(c, row, vertical.cells, -2)), wanted)
+                _, pull = jax.vjp(functools.partial(at, row, column), layers, here[1], planes1, moved)
+                d_layers, d_values, d_planes1, d_moved = pull(cotangent)
+                d_turned = jnp.roll(d_moved, row.displacement, axis=-2)
+                return jax.tree.map(jnp.add, gradient, (d_layers, d_planes1, d_turned)), d_values
+
+            d_layers, d_planes1, d_planes2 = gradient
+            start = (d_layers, d_planes1, jnp.zeros_like(planes2))
+            (d_layers, d_planes1, d_turned), d_values = lax.scan(along_y, start, (rows.values, here[1]))
+            return (d_layers, d_planes1, d_planes2 + jnp.roll(d_turned, column.displacement, axis=-1)), d_values
+
+        start = jax.tree.map(jnp.zeros_like, (layers, planes1, planes2))
+        (d_layers, d_planes1, d_planes2), d_values = lax.scan(along_x, start, (columns.values, values))
+        return d_layers, d_values, d_planes1, d_planes2
+
+    through.defvjp(forward, backward)
+    return through
+
+
+def _packed(batch: Batch, images: bool, variances: bool) -> tuple[Array, Callable[[Array], Batch]]:
+    """Put what a stage needs of a batch into one array (n1, n2, planes, height, width), which is moved at once."""
+    parts = [batch.images[:, :, i] for i in range(batch.images.shape[2])] if images else []
+    used = tuple((v if variances else (), maps) for v, maps in batch.variances)
+    leaves, tree = jax.tree.flatten(used)
+    channels = batch.images.shape[2] if images else 0
+
+    def unpack(planes: Array) -> Batch:
+        maps = [planes[:, :, channels + i] for i in range(len(leaves))]
+        return Batch(planes[:, :, :channels], jax.tree.unflatten(tree, maps))
+
+    if not parts and not leaves:
+        # A stage without activations needs nothing but the covariances.
+        size = batch.images.shape
+        return jnp.zeros((*size[:2], 0, 1, 1), batch.images.dtype), unpack
+    return jnp.stack([*parts, *leaves], axis=2), unpack
+
+
+def _spread(pairs: tuple[int, ...], plane: Array) -> Array:
+    """Repeat one side's plane, (n1, 1, height, width) or (1, n2, height, width), for all pairs."""
+    return _spread_from(pairs, plane.shape[:2], plane)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _spread_from(pairs: tuple[int, ...], sizes: tuple[int, ...], plane: Array) -> Array:
+    return jnp.broadcast_to(plane, (*pairs, *plane.shape[2:]))
+
+
+def _spread_forward(pairs: tuple[int, ...], sizes: tuple[int, ...], plane: Array) -> tuple[Array, None]:
+    return _spread_from(pairs, sizes, plane), None
+
+
+def _spread_backward(pairs: tuple[int, ...], sizes: tuple[int, ...], _: None, cotangent: Array) -> tuple[Array]:
+    for dim in (0, 1):
+        if sizes[dim] < pairs[dim]:
+            cotangent = _total(cotangent, dim)
+    return (cotangent,)
+
+
+_spread_from.defvjp(_spread_forward, _spread_backward)
+
+
+def _total(a: Array, dim: int) -> Array:
+    """Sum along a dimension, which stays."""
+    if jax.default_backend() != "cpu":
+        return jnp.sum(a, axis=dim, keepdims=True)
+    # A reduction over a dimension that is not the last took 20 times as long as the same additions written out.
+    rest = []
+    while (n := a.shape[dim]) > 1:
+        half = n // 2
+        if n % 2:
+            rest.append(lax.slice_in_dim(a, n - 1, n, axis=dim))
+        a = lax.slice_in_dim(a, 0, half, axis=dim) + lax.slice_in_dim(a, half, 2 * half, axis=dim)
+    return functools.reduce(jnp.add, rest, a)
+
+
+class _Row(NamedTuple):
+    """One displacement along one axis: a row of the fields of `Axis`, and for each layer who is in whose window.
+
+    **Fields:** `links`: (window, size), what each position's window adds up, and the same for the derivative.
+    """
+
+    displacement: Array | int
+    targets: list[Array]
     weights: Array
-    values: Covariances | None
+    links: list[tuple[Array, Array]]
 
 
-def _each(body: Callable[[Carry, _At], Carry], carry: Carry, axis: Axis, values: Covariances | None) -> Carry:
-    every = _At(jnp.asarray(axis.displacements), jnp.asarray(axis.targets), jnp.asarray(axis.weights), values)
-    if len(axis.displacements) == 1:
-        return body(carry, jax.tree.map(lambda a: a[0], every))
-    carry, _ = lax.scan(lambda total, at: (body(total, at), None), carry, every)
-    return carry
+class _Table(NamedTuple):
+    """All displacements of an axis as rows of one array, since a loop pays for each array that it goes through."""
+
+    values: Any
+    read: Callable[[Array], _Row]
+
+
+def _table(axis: Axis, layers: tuple[Any, ...], dim: int, dtype: Any) -> _Table:
+    parts = [axis.displacements[:, None], axis.targets, axis.weights]
+    for layer in layers:
+        if isinstance(layer, Conv):
+            parts += map(np.stack, zip(*(_links(axis.size, layer, dim, d) for d in axis.displacements), strict=True))
+    ends = np.cumsum([0, *(part[0].size for part in parts)])
+
+    def read(row: Array) -> _Row:
+        found = [row[a:b].reshape(part.shape[1:]) for a, b, part in zip(ends[:-1], ends[1:], parts, strict=True)]
+        links = iter(zip(found[3::2], found[4::2], strict=True))
+        none = (jnp.ones(()), jnp.ones(()))
+        return _Row(
+            found[0][0].astype(np.int32),
+            [found[1][i].astype(np.int32) for i in range(axis.targets.shape[1])],
+            found[2],
+            [next(links) if isinstance(layer, Conv) else none for layer in layers],
+        )
+
+    rows = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    # NumPy's, since an array of JAX made here would belong to the trace in which it was made.
+    return _Table(rows.astype(dtype), read)
+
+
+def _links(
+    size: int, layer: Dense | Conv, dim: int, displacement: int | np.integer = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give what each of the positions in a window counts at each position (window, size), and in whose it is.
+
+    The mean is over the window's size also at borders. Where the displaced pixel wraps around, its neighbour on the
+    other side of the border is none.
+    """
+    if isinstance(layer, Dense):
+        return np.ones((1, size)), np.ones((1, size))
+    window = layer.window[dim]
+    position = np.arange(size)
+
+    def links(before: int) -> np.ndarray:
+        steps = np.arange(-before, window - before)[:, None]
+        one, other = position + steps, (position + displacement) % size + steps
+        inside = (one >= 0) & (one < size) & (other >= 0) & (other < size)
+        return np.where(inside | (layer.padding == "CIRCULAR"), 1 / window, 0.0)
+
+    before = (window - 1) // 2
+    return links(before), links(window - 1 - before)
 
 
 def _following(axis: Axis) -> int:
     return int(axis.targets.max()) + 1
 
 
-def _gathered(total: Array, values: Array, at: _At, axis: Axis, dim: int, keep: Keep) -> Array:
+def _into_cells(total: Array, values: Array, at: _Row, cells: Cells, dim: int) -> Array:
     """Add one displacement's covariances to those of the displacements to which their cells belong."""
-    parts = _in_cells(axis.cells, dim, values, at.weights.astype(values.dtype))
-    for i, part in enumerate(parts):
-        total = total.at[at.targets[i]].add(keep(part))
+    for i, target in enumerate(at.targets):
+        weights = at.weights[i].reshape(-1, *(1,) * (-1 - dim))
+        if cells.count == 1:
+            part = jnp.sum(values * weights, axis=dim, keepdims=True)
+        else:
+            part = jnp.zeros((), values.dtype)
+            for u in range(cells.width):
+                first = cells.start + u
+                window = (first, first + cells.step * (cells.count - 1) + 1, cells.step)
+                part = part + _slice(values, *window, dim) * _slice(weights, *window, dim)
+        total = total.at[target].add(part)
     return total
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _in_cells(cells: Cells, dim: int, values: Array, weights: Array) -> list[Array]:
-    """Add up the positions of each cell, once for each row of weights (T, size)."""
-    parts = []
-    for row in weights:
-        row = row.reshape(-1, *(1,) * (-1 - dim))
-        if cells.count == 1:
-            parts.append(jnp.sum(values * row, axis=dim, keepdims=True))
-            continue
-        part = jnp.zeros((), values.dtype)
-        for u in range(cells.width):
-            first = cells.start + u
-            window = (first, first + cells.step * (cells.count - 1) + 1, cells.step)
-            part = part + _slice(values, *window, dim) * _slice(row, *window, dim)
-        parts.append(part)
-    return parts
-
-
-def _in_cells_forward(cells: Cells, dim: int, values: Array, weights: Array) -> tuple[list[Array], Array]:
-    return _in_cells(cells, dim, values, weights), weights
-
-
-def _in_cells_backward(cells: Cells, dim: int, weights: Array, cotangents: list[Array]) -> tuple[Array, None]:
-    # By hand: the transpose of strided slices is a sum of dilated pads, which do not vectorize.
-    size, total = weights.shape[1], jnp.zeros((), weights.dtype)
-    for row, cotangent in zip(weights, cotangents, strict=True):
-        spread = cotangent if cells.count == 1 else jnp.repeat(cotangent, cells.step, axis=cotangent.ndim + dim)
-        if cells.count > 1 and (cells.start, cells.step * cells.count) != (0, size):
-            # Weights are zero outside of cells.
-            pads = [(0, 0)] * spread.ndim
-            pads[dim] = (cells.start, max(0, size - cells.start - cells.step * cells.count))
-            spread = _slice(jnp.pad(spread, pads), 0, size, 1, dim)
-        total = total + spread * row.reshape(-1, *(1,) * (-1 - dim))
-    return total, None
-
-
-_in_cells.defvjp(_in_cells_forward, _in_cells_backward)
+def _from_cells(cotangent: Array, at: _Row, cells: Cells, dim: int) -> Array:
+    """The transpose of `_into_cells` in its values."""
+    size, total = at.weights.shape[-1], jnp.zeros((), cotangent.dtype)
+    for i, target in enumerate(at.targets):
+        part = lax.dynamic_index_in_dim(cotangent, target, keepdims=False)
+        if cells.count > 1:
+            part = jnp.repeat(part, cells.step, axis=part.ndim + dim)
+            if (cells.start, cells.step * cells.count) != (0, size):
+                # Weights are zero outside of cells.
+                pads = [(0, 0)] * part.ndim
+                pads[dim] = (cells.start, max(0, size - cells.start - cells.step * cells.count))
+                part = _slice(jnp.pad(part, pads), 0, size, 1, dim)
+        total = total + part * at.weights[i].reshape(-1, *(1,) * (-1 - dim))
+    return total
 
 
 def _slice(a: Array, start: int, stop: int, step: int, dim: int) -> Array:
@@ -218,40 +377,42 @@ def _slice(a: Array, start: int, stop: int, step: int, dim: int) -> Array:
 
 def _layers(
     recursion: Recursion,
-    layers: Layers,
+    layers: tuple[Any, ...],
+    fan_ins: tuple[int, ...],
     values: Covariances,
-    variances1: tuple[Array, ...],
-    variances2: tuple[Array, ...],
-    displacement: Displacement,
+    first: Batch,
+    second: Batch,
+    links: list[list[tuple[Array, Array]]],
     keep: Keep,
-    same: bool,
+    itself: Array | None,
 ) -> Covariances:
-    """Take the covariances at one displacement, (n1, n2, height, width), through layers."""
+    """Take the covariances at one displacement, (n1, n2, height, width), through layers.
+
+    `itself`: whether the pairs are of pixels with themselves, whose cosine is known to be 1; rounding would leave an
+    angle of sqrt(eps).
+    """
     nngp, ntk = values
-    # A pixel with itself is known to have the cosine 1, of which rounding would leave an angle of sqrt(eps).
-    itself = (displacement[0] == 0) & (displacement[1] == 0) if same else None
-    passed = 0
-    for layer, fan_in in layers:
+    sides = iter(zip(first.variances, second.variances, strict=True))
+    for layer, fan_in, window in zip(layers, fan_ins, links, strict=True):
         if isinstance(layer, Activation):
-            v1, v2 = variances1[passed], variances2[passed]
-            passed += 1
-            pair, diagonal = MOMENTS[layer.name]
+            (variance, one), (_, other) = next(sides)
+            moments = MOMENTS[layer.name]
             if itself is not None:
-                nngp = jnp.where(itself, v1, nngp)
-            nngp, slope = pair(keep, nngp, v1, v2)
+                nngp = jnp.where(itself, variance, nngp)
+            nngp, slope = moments.pair(keep, nngp, one, other)
             if itself is not None:
-                exact, exact_slope = diagonal(v1)
+                exact, exact_slope = moments.diagonal(variance)
                 nngp, slope = jnp.where(itself, exact, nngp), jnp.where(itself, exact_slope, slope)
             ntk = None if ntk is None else keep(ntk * slope)
             continue
-        mean = _window_mean(layer, nngp, displacement, keep)
+        mean = _window_mean(layer, nngp, window, keep)
         nngp = _affine(layer, mean)
         if recursion.tangent:
             own = nngp
             if recursion.parameterization == "standard":
                 # Sohl-Dickstein et al. 2020 (arXiv:2001.07301): a weight's own scale is 1, and so is a bias's.
                 own = fan_in * mean + (0.0 if layer.b_std is None else 1.0)
-            ntk = own if ntk is None else own + layer.W_std**2 * _window_mean(layer, ntk, displacement, keep)
+            ntk = own if ntk is None else own + layer.W_std**2 * _window_mean(layer, ntk, window, keep)
     return Covariances(nngp, ntk)
 
 
@@ -260,80 +421,68 @@ def _affine(layer: Dense | Conv, mean: Array) -> Array:
     return scaled if layer.b_std is None else scaled + layer.b_std**2
 
 
-def _window_mean(layer: Dense | Conv, values: Array, displacement: Displacement, keep: Keep) -> Array:
-    """Average over a convolution's window, which moves in both images alike; over the window's size also at borders."""
+def _window_mean(layer: Dense | Conv, values: Array, links: list[tuple[Array, Array]], keep: Keep) -> Array:
+    """Average over a convolution's window, which moves in both images alike."""
     if isinstance(layer, Dense):
         return values
-    for dim, axis in ((-1, 1), (-2, 0)):
-        window = layer.window[axis]
-        if window > 1:
-            where = _Window(dim, window, (window - 1) // 2, layer.padding == "CIRCULAR", keep)
-            values = _mean_along(where, values, displacement[axis])
+    for dim in (1, 0):
+        if layer.window[dim] > 1:
+            before = (layer.window[dim] - 1) // 2
+            values = _mean_along(_Window(dim - 2, before, layer.padding == "CIRCULAR", keep), values, *links[dim])
     return values
 
 
 class _Window(NamedTuple):
-    """A window along one axis, which begins `before` positions before its centre."""
+    """A window along an axis, which begins `before` positions before its centre."""
 
     dim: int
-    size: int
     before: int
     wraps: bool
     keep: Keep
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mean_along(window: _Window, values: Array, displacement: Array | int) -> Array:
-    size, before, keep = values.shape[window.dim], window.before, window.keep
+def _mean_along(window: _Window, values: Array, links: Array, transposed: Array) -> Array:
+    (size, n), keep, mean = links.shape, window.keep, jnp.zeros((), values.dtype)
     pads = [(0, 0)] * values.ndim
-    pads[window.dim] = (before, window.size - 1 - before)
+    pads[window.dim] = (window.before, size - 1 - window.before)
     padded = keep(jnp.pad(keep(values), pads, mode="wrap" if window.wraps else "constant"))
-    weights = jnp.full((window.size, size), 1 / window.size, values.dtype)
-    if not window.wraps:
-        # Where the displaced pixel wraps around, its neighbour on the other side of the border is none.
-        steps = np.arange(-before, window.size - before)[:, None]
-        one, other = np.arange(size) + steps, (np.arange(size) + displacement) % size + steps
-        weights = jnp.where((one >= 0) & (one < size) & (other >= 0) & (other < size), weights, 0.0)
-    weights = weights.reshape(window.size, size, *(1,) * (-1 - window.dim))
-    mean = jnp.zeros((), values.dtype)
-    for i, weight in enumerate(weights):
-        mean = mean + _slice(padded, i, i + size, 1, window.dim) * weight
+    for i in range(size):
+        weights = links[i].reshape(n, *(1,) * (-1 - window.dim)).astype(values.dtype)
+        mean = mean + _slice(padded, i, i + n, 1, window.dim) * weights
     return keep(mean)
 
 
-def _mean_along_forward(window: _Window, values: Array, displacement: Array | int) -> tuple[Array, Array | int]:
-    return _mean_along(window, values, displacement), displacement
+def _mean_along_forward(
+    window: _Window, values: Array, links: Array, transposed: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _mean_along(window, values, links, transposed), (links, transposed)
 
 
-def _mean_along_backward(window: _Window, displacement: Array | int, cotangent: Array) -> tuple[Array, None]:
-    # Who is in whose window is symmetric but for the direction.
-    mirrored = window._replace(before=window.size - 1 - window.before)
-    return _mean_along(mirrored, cotangent, displacement), None
+def _mean_along_backward(window: _Window, links: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, None]:
+    # Left to itself JAX pads for each position of the window, which does not vectorize.
+    mirrored = window._replace(before=links[0].shape[0] - 1 - window.before)
+    return _mean_along(mirrored, cotangent, links[1], links[0]), None, None
 
 
 _mean_along.defvjp(_mean_along_forward, _mean_along_backward)
 
 
-def _product(x1: Array, x2: Array) -> Array:
+def _product(x1: Array, x2: Array, spread: Callable[[Array], Array]) -> Array:
     """Multiply images, (n1, n2, height, width): the covariances of the pixels of both at equal positions."""
     channels, size = x1.shape[2], x1.shape[3:]
-    if x1.shape[1] == x2.shape[1]:
+    if channels <= FEW_CHANNELS:
+        product = jnp.zeros((), x1.dtype)
+        for c in range(channels):
+            product += spread(x1[:, :, c]) * spread(x2[:, :, c])
+    elif x1.shape[1] == x2.shape[1]:
         product = jnp.sum(x1 * x2, axis=2)
-    elif channels <= FEW_CHANNELS:
-        product = x1[:, :, 0] * x2[:, :, 0]
-        for c in range(1, channels):
-            product += x1[:, :, c] * x2[:, :, c]
     elif size == (1, 1):
         # Full float32 also on a GPU: TF32 ruins an arccos near 1.
         product = jnp.matmul(x1[:, 0, :, 0, 0], x2[0, :, :, 0, 0].T, precision="highest")[:, :, None, None]
     else:
         product = jnp.einsum("acyx,bcyx->abyx", x1[:, 0], x2[0], precision="highest")
     return product / channels
-
-
-def _rolled(a: Array, by: Array, dim: int) -> Array:
-    """Bring position p + by to position p."""
-    return jnp.roll(a, -by, axis=dim)
 
 
 def _once(value: Array) -> Array:

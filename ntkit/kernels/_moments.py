@@ -17,31 +17,33 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 Keep: TypeAlias = "Callable[[Array], Array]"
+Maps: TypeAlias = "tuple[Array, ...]"
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def rectifier(negative: float, positive: float, keep: Keep, k: Array, v1: Array, v2: Array) -> tuple[Array, Array]:
+def rectifier(negative: float, positive: float, keep: Keep, k: Array, one: Maps, other: Maps) -> tuple[Array, Array]:
     """Give the moments of σ(x) = negative · min(x, 0) + positive · max(x, 0).
 
     **Arguments:** `negative`, `positive`: the slopes, for ReLU 0 and 1. `keep`: marks what XLA is to compute once and
-    store, rather than again in each place that reads it. `k`: covariances. `v1`, `v2`: variances, which broadcast
-    against `k`.
+    store, rather than again in each place that reads it. `k`: covariances. `one`, `other`: what `norms` gives of the
+    variances, which broadcast against `k`.
 
     **Returns:** E[σ(u)σ(v)] and E[σ'(u)σ'(v)], of the shape of `k`.
     """
-    return _Angle(keep, k, v1, v2).moments(negative, positive)
+    return _Angle(keep, k, one, other).moments(negative, positive)
 
 
 @rectifier.defjvp
 def _rectifier_jvp(
-    negative: float, positive: float, keep: Keep, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+    negative: float, positive: float, keep: Keep, primals: tuple[Array, Maps, Maps], tangents: tuple[Array, Maps, Maps]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    k, v1, v2 = primals
-    d_k, d_v1, d_v2 = tangents
-    angle = _Angle(keep, k, v1, v2)
+    k, one, other = primals
+    # A norm's inverse is there for speed; all derivatives go through the norm.
+    d_k, (d_norm1, _), (d_norm2, _) = tangents
+    angle = _Angle(keep, k, one, other)
     first, second = angle.moments(negative, positive)
     jump = (positive - negative) ** 2 / (2 * math.pi)
-    relative = keep(d_v1 / (2 * _positive(v1)) + d_v2 / (2 * _positive(v2)))
+    relative = keep(d_norm1 * one[1] + d_norm2 * other[1])
     # d arccos(c) = −dc / sin θ; below the rounding of c the angle is 0 and the cusp is flat.
     flat = angle.opposite**2 <= 4 * jnp.finfo(k.dtype).eps * angle.scale**2
     per_k = keep(jnp.where(flat, 0.0, jump / jnp.where(flat, 1.0, angle.opposite)))
@@ -50,17 +52,22 @@ def _rectifier_jvp(
     return (first, second), (d_first, d_second)
 
 
-class _Angle:
-    """The angle θ between two inputs, from their covariance and variances.
+def norms(v: Array) -> Maps:
+    """Give the norms and their inverses; a tiny norm for an input that is zero, whose covariances are zero too."""
+    norm = jnp.sqrt(jnp.maximum(v, jnp.finfo(v.dtype).tiny ** 0.5))
+    return norm, 1 / norm
 
-    **Fields:** `scale`: the product of their norms. `root`: sqrt(1 − |cos θ|), computed without cancellation.
+
+class _Angle:
+    """The angle θ between two inputs, from their covariance and norms.
+
+    **Fields:** `scale`: the product of the norms. `root`: sqrt(1 − |cos θ|), computed without cancellation.
     `opposite`: `scale` times sin θ.
     """
 
-    def __init__(self, keep: Keep, k: Array, v1: Array, v2: Array) -> None:
-        norm1, norm2 = keep(jnp.sqrt(_positive(v1))), keep(jnp.sqrt(_positive(v2)))
-        self.keep, self.k, self.scale = keep, k, norm1 * norm2
-        gap = jnp.maximum(self.scale - jnp.abs(k), 0.0) * (keep(1 / norm1) * keep(1 / norm2))
+    def __init__(self, keep: Keep, k: Array, one: Maps, other: Maps) -> None:
+        self.keep, self.k, self.scale = keep, k, one[0] * other[0]
+        gap = jnp.maximum(self.scale - jnp.abs(k), 0.0) * (one[1] * other[1])
         # Once, since it is rounding noise between equal inputs: sin θ and θ must not be of different noise.
         self.root = keep(jnp.sqrt(gap))
         self.opposite = self.scale * self.root * jnp.sqrt(2 - self.root**2)
@@ -73,35 +80,35 @@ class _Angle:
         return self.keep(jump * self.opposite + self.k * second), second
 
 
-def erf(keep: Keep, k: Array, v1: Array, v2: Array) -> tuple[Array, Array]:
-    """Give the moments of σ(x) = erf(x) (Williams 1997, eq. 11)."""
-    scale = (1 + 2 * v1) * (1 + 2 * v2)
-    sine = 2 * k / jnp.sqrt(scale)
-    return keep(2 / math.pi * jnp.arcsin(sine)), keep(4 / (math.pi * jnp.sqrt(scale - 4 * k**2)))
-
-
-def _identity(keep: Keep, k: Array, v1: Array, v2: Array) -> tuple[Array, Array]:
-    return k, jnp.ones_like(k)
-
-
-def _unkept(value: Array) -> Array:
-    return value
+def erf(keep: Keep, k: Array, one: Maps, other: Maps) -> tuple[Array, Array]:
+    """Give the moments of σ(x) = erf(x) (Williams 1997, eq. 11), with 1 / sqrt(1 + 2v) of each variance."""
+    scale = one[0] * other[0]
+    sine = 2 * k * scale
+    slope = 4 / math.pi * scale / jnp.sqrt((1 - sine) * (1 + sine))
+    return keep(2 / math.pi * jnp.arcsin(sine)), keep(slope)
 
 
 class Moments(NamedTuple):
     """The moments of one nonlinearity.
 
-    **Fields:** `pair`: from covariances and the variances of both inputs, E[σ(u)σ(v)] and E[σ'(u)σ'(v)], as in
-    [`rectifier`][]. `diagonal`: the same for an input with itself, from its variance alone, and exact.
+    **Fields:** `maps`: what of each input's variances the pairs need, computed once for each input. `pair`: from
+    covariances and the maps of both inputs, E[σ(u)σ(v)] and E[σ'(u)σ'(v)], as in [`rectifier`][]. `diagonal`: the same
+    for an input with itself, from its variance alone, and exact.
     """
 
-    pair: Callable[[Keep, Array, Array, Array], tuple[Array, Array]]
+    maps: Callable[[Array], Maps]
+    pair: Callable[[Keep, Array, Maps, Maps], tuple[Array, Array]]
     diagonal: Callable[[Array], tuple[Array, Array]]
 
 
 def _rectifier_moments(negative: float, positive: float) -> Moments:
     half = (negative**2 + positive**2) / 2
-    return Moments(functools.partial(rectifier, negative, positive), lambda v: (half * v, jnp.full_like(v, half)))
+    pair = functools.partial(rectifier, negative, positive)
+    return Moments(norms, pair, lambda v: (half * v, jnp.full_like(v, half)))
+
+
+def _erf_diagonal(v: Array) -> tuple[Array, Array]:
+    return 2 / math.pi * jnp.arcsin(2 * v / (1 + 2 * v)), 4 / (math.pi * jnp.sqrt(1 + 4 * v))
 
 
 # By the names of `ntkit.activations`.
@@ -109,8 +116,10 @@ MOMENTS = {
     "relu": _rectifier_moments(0.0, 1.0),
     "leaky_relu": _rectifier_moments(0.01, 1.0),
     "abs": _rectifier_moments(-1.0, 1.0),
-    "identity": Moments(_identity, lambda v: (v, jnp.ones_like(v))),
-    "erf": Moments(erf, lambda v: erf(_unkept, v, v, v)),
+    "identity": Moments(
+        lambda v: (), lambda keep, k, one, other: (k, jnp.ones_like(k)), lambda v: (v, jnp.ones_like(v))
+    ),
+    "erf": Moments(lambda v: (1 / jnp.sqrt(1 + 2 * v),), erf, _erf_diagonal),
 }
 
 # arccos(c) / sqrt(1 − c) on [0, 1], a minimax fit with an error of 2.2e-8, a fifth of float32's rounding.
@@ -136,8 +145,3 @@ def _acute_angle(root: Array) -> Array:
     for coefficient in _ARCCOS[-2::-1]:
         value = value * cosine + coefficient
     return value * root
-
-
-def _positive(v: Array) -> Array:
-    """Variances, with a tiny one for an input that is zero: its covariances are zero too."""
-    return jnp.maximum(v, jnp.finfo(v.dtype).tiny ** 0.5)

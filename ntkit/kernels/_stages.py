@@ -79,7 +79,7 @@ class Axis:
 class Stage:
     """Layers that leave displacements apart, and the cells by which they meet.
 
-    **Fields:** `layers`: in order, each with its fan-in. `axes`: of height and width.
+    **Fields:** `layers`: by their places in the architecture, each with its fan-in. `axes`: of height and width.
     """
 
     layers: Layers

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from ntkit.architectures import Activation, Architecture, Flatten, check_image_shape
 from ntkit.kernels import _blocks
 from ntkit.kernels._covariances import Batch, Recursion, kernel, variances
-from ntkit.kernels._moments import MOMENTS
+from ntkit.kernels._moments import MOMENTS, Maps
 from ntkit.kernels._stages import Stage, stages, stages_to_the_last_activation
 from ntkit.kernels.base import Kernel
 from ntkit.kernels.stax import Get
@@ -108,8 +108,9 @@ class FusedKernel(Kernel):
         before = stages_to_the_last_activation(self.architecture, (height, width, channels))
         layers = tuple(stage.layers for stage in self._stages(images)[: len(before) + 1])
 
-        def own(images: Array) -> tuple[Array, ...]:
-            return tuple(v[:, 0] for v in variances(self._recursion, layers, before, images[:, None]))
+        def own(images: Array) -> tuple[tuple[Array, Maps], ...]:
+            found = variances(self._recursion, layers, before, images[:, None])
+            return jax.tree.map(lambda a: a[:, 0], found)
 
         return Batch(images, _blocks.each(own, images, len(images) if most is None else most))
 
