@@ -1,7 +1,8 @@
 """Kernel ridge regression and gradient flow, both in closed form.
 
 A fitted [`Predictor`][] is a model: a callable from images to outputs. Everything here is compiled, and differentiable
-in the support images, the targets, the ridge, the kernel's hyper-parameters and the time.
+in the support images, the targets, the ridge, the kernel's hyper-parameters and the time; but for fits by [`CG`][],
+which are for Gram matrices too large for that.
 """
 
 from __future__ import annotations
@@ -14,13 +15,40 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._checks import is_scale
 from ntkit.gram import gram as gram_in_blocks
 from ntkit.kernels import Kernel
 from ntkit.kernels._inputs import check_inputs, traced
+from ntkit.solvers import (
+    CG,
+    Cholesky,
+    ConvergenceWarning,
+    InMemory,
+    OnDisk,
+    Operator,
+    Recomputed,
+    Report,
+    Solver,
+    cross_product,
+    solve,
+)
+
+__all__ = [
+    "CG",
+    "Cholesky",
+    "ConvergenceWarning",
+    "Predictor",
+    "Report",
+    "RidgeWarning",
+    "accuracy",
+    "fit",
+    "flow",
+    "solve",
+    "warn_of_ridge",
+]
 
 
 class RidgeWarning(UserWarning):
@@ -39,41 +67,70 @@ class Predictor:
     - `weights`: dual coefficients (n, outputs).
     - `ridge`: the relative ridge that was *used*: the one asked for, or a larger one where the Gram matrix could not
       be factorized in this precision. 0 for [`flow`][].
+    - `report`: of a fit by [`CG`][], what it reached: a [`Report`][]. `None` otherwise.
     """
 
     kernel: Kernel
     support: Float[Array, "n ..."]
     weights: Float[Array, "n outputs"]
     ridge: Float[Array, ""]
+    report: Report | None = None
 
     def __call__(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m outputs"]:
-        """Predict the outputs (m, outputs) for a batch of inputs."""
+        """Predict the outputs (m, outputs) for a batch of inputs.
+
+        Where K(x, support) takes more than about 256 MiB by `kernel.pair_bytes` it is computed in tiles, each
+        multiplied with its part of the weights; inside `jit`, `grad` and `vmap` too.
+        """
         x = check_inputs("x", x)
         if x.shape[1:] != self.support.shape[1:]:
             raise ValueError(
                 f"x: got inputs of shape {x.shape[1:]}, expected {self.support.shape[1:]} as in the support"
             )
-        return jnp.matmul(gram_in_blocks(self.kernel, x, self.support), self.weights, precision="highest")
+        return cross_product(self.kernel, x, self.support, self.weights)
 
 
 def fit(
-    kernel: Kernel, x: Float[ArrayLike, "n ..."], y: Float[ArrayLike, "n outputs"], ridge: ArrayLike = 1e-6
+    kernel: Kernel,
+    x: Float[ArrayLike, "n ..."],
+    y: Float[ArrayLike, "n outputs"],
+    ridge: ArrayLike = 1e-6,
+    *,
+    solver: Solver | None = None,
+    gram: Float[Array | np.ndarray, "n n"] | None = None,
+    mesh: Mesh | None = None,
+    block_size: int | None = None,
+    progress: bool = False,
 ) -> Predictor:
     """Fit kernel ridge regression: weights = (K + ridge · tr(K)/n · I)⁻¹ y with K = kernel(x).
 
-    Factorized by Cholesky in the precision of `x` (float32 unless x64 is on). If that fails it is tried again with a
-    ten times larger ridge, and so on, inside the compiled function; the ridge that was used is on the result.
+    By default K is factorized by Cholesky in the precision of `x` (float32 unless x64 is on). If that fails it is tried
+    again with a ten times larger ridge, and so on, inside the compiled function; the ridge that was used is on the
+    result.
+
+    With `solver=CG()` K is only multiplied with, so that it need not fit in memory: what is not given as `gram` is
+    computed again in every step, tile by tile.
 
     **Arguments:**
 
+    - `kernel`: the kernel.
     - `x`: n support inputs, images (n, height, width, channels) or vectors (n, d).
     - `y`: regression targets (n, outputs), for example `ntkit.data.one_hot(labels, 10)`.
     - `ridge`: relative to the mean of the diagonal of K; at least 0. With 0 the fit interpolates, if it can.
+    - `solver`: [`Cholesky`][]`()`, the default, or [`CG`][]`(…)`.
+    - `gram`: K, if you have it: an array, or a memory map, which [`CG`][] reads from the disk in every step. Its dtype
+      is the precision of the fit then (float32 at least).
+    - `mesh`: for [`CG`][], whose products with K are then shared by all devices of the mesh, whatever its axes: the
+      rows of a given K, the tiles of another. With several processes, each makes the same call.
+    - `block_size`: for [`CG`][], rows of K in one read from the disk, or inputs on a side of a tile. Default: 256 MiB
+      of them, by `kernel.pair_bytes` for a tile.
+    - `progress`: whether to show a progress bar on stderr, of [`CG`][].
 
     **Returns:** a [`Predictor`][].
 
     **Warns:** [`RidgeWarning`][] if a larger ridge was used. Not while being traced (inside `jit` or `grad`): there the
-    caller finds it as `predictor.ridge`.
+    caller finds it as `predictor.ridge`. [`ConvergenceWarning`][] if [`CG`][] stopped above its tolerance;
+    `predictor.report` has what it reached.
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
     finite.
@@ -81,13 +138,21 @@ def fit(
     x, y = _check_training_set(x, y)
     if not traced(ridge) and not is_scale(ridge):
         raise ValueError(f"ridge: got {ridge!r}, expected a finite scalar of at least 0")
-    gram = gram_in_blocks(kernel, x)
-    weights, used = _solve(gram, y, jnp.asarray(ridge, gram.dtype))
-    if not traced(weights):
-        _check_finite("fit", weights)
-    if not traced(used, ridge):
-        warn_of_ridge(float(np.asarray(ridge)), float(used))
-    return Predictor(kernel, x, weights, used)
+    solver = Cholesky() if solver is None else solver
+    if not isinstance(solver, Solver):
+        raise ValueError(f"solver: got {solver!r}, expected ntkit.regression.Cholesky() or CG()")
+    if isinstance(solver, CG) and traced(kernel, x, y, ridge, gram):
+        raise ValueError("solver: got CG inside jit, grad or vmap, expected Cholesky() there")
+    if isinstance(solver, Cholesky) and mesh is not None:
+        raise ValueError(
+            "mesh: got one for Cholesky, which runs on one device, expected it for solver=CG() or for ntkit.gram"
+        )
+    solution = solver(_operator(kernel, x, gram, mesh, block_size), y, ridge, progress=progress)
+    if not traced(solution.weights):
+        _check_finite("fit", solution.weights)
+    if not traced(solution.ridge, ridge):
+        warn_of_ridge(float(np.asarray(ridge)), float(solution.ridge))
+    return Predictor(kernel, x, solution.weights, solution.ridge, solution.report)
 
 
 def flow(
@@ -162,36 +227,6 @@ def accuracy(
     return correct / len(x)
 
 
-def solve(
-    gram: Float[Array, "n n"], y: Float[Array, "n outputs"], ridge: ArrayLike
-) -> tuple[Float[Array, "n outputs"], Float[Array, ""]]:
-    """Solve (K + ridge · tr(K)/n · I) weights = y for a Gram matrix K, as [`fit`][] does.
-
-    For use inside compiled code. Where every ridge that is tried fails (K is not finite, or not a Gram matrix) the
-    weights are NaN.
-
-    **Returns:** the weights (n, outputs) and the relative ridge that was used.
-    """
-    ridge = jnp.asarray(ridge, gram.dtype)
-    n = gram.shape[0]
-
-    def regularized(matrix: Array, relative: Array) -> Array:
-        return matrix + relative * (jnp.trace(matrix) / n) * jnp.eye(n, dtype=matrix.dtype)
-
-    # What decides how much ridge is needed is not differentiated, only the solution at that ridge.
-    constant = lax.stop_gradient(gram)
-    factor, used = _factorize(lambda relative: regularized(constant, relative), lax.stop_gradient(ridge), constant)
-    used = jnp.where(used == ridge, ridge, used)
-    matrix = regularized(gram, used)
-    weights = lax.custom_linear_solve(
-        lambda v: jnp.matmul(matrix, v, precision="highest"),
-        y.astype(gram.dtype),
-        solve=lambda _, b: jax.scipy.linalg.cho_solve((factor, True), b),
-        symmetric=True,
-    )
-    return weights, used
-
-
 def warn_of_ridge(asked: float, used: float) -> None:
     """Warn if the ridge that was used is not the one that was asked for."""
     if used > asked * (1 + 1e-5):  # the one that was used has been through the dtype of the Gram matrix
@@ -201,32 +236,6 @@ def warn_of_ridge(asked: float, used: float) -> None:
             RidgeWarning,
             stacklevel=3,
         )
-
-
-# Ten times more ridge each time: from rounding level to far beyond any ridge that still fits the data.
-_RETRIES = 10
-
-
-def _factorize(regularized: Callable[[Array], Array], ridge: Array, gram: Array) -> tuple[Array, Array]:
-    """Give the first Cholesky factor that exists for `ridge`, 10 · `ridge`, …, and the ridge it took."""
-    smallest = jnp.asarray(jnp.finfo(ridge.dtype).eps, ridge.dtype)
-    solvable = jnp.all(jnp.isfinite(gram))
-
-    def failed(state: tuple[Array, Array, Array]) -> Array:
-        factor, _, tries = state
-        return solvable & (tries < _RETRIES) & ~jnp.all(jnp.isfinite(jnp.diagonal(factor)))
-
-    def retry(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        _, relative, tries = state
-        relative = jnp.maximum(10 * relative, smallest)
-        return jnp.linalg.cholesky(regularized(relative)), relative, tries + 1
-
-    first = (jnp.linalg.cholesky(regularized(ridge)), ridge, jnp.zeros((), jnp.int32))
-    factor, used, _ = lax.while_loop(failed, retry, first)
-    return factor, used
-
-
-_solve = jax.jit(solve)
 
 
 @jax.custom_jvp
@@ -314,6 +323,32 @@ def _spectrum(gram: Array) -> tuple[_Spectrum, Array]:
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     rounding = gram.shape[0] * jnp.finfo(gram.dtype).eps * jnp.max(jnp.abs(eigenvalues))
     return _Spectrum(jnp.where(eigenvalues > rounding, eigenvalues, 0.0), rounding), vectors
+
+
+def _operator(
+    kernel: Kernel, x: Array, gram: Array | np.ndarray | None, mesh: Mesh | None, block_size: int | None
+) -> Operator:
+    if not isinstance(kernel, Kernel):
+        raise ValueError(
+            f"kernel: got {type(kernel).__name__}, expected an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1))"
+        )
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh: got {type(mesh).__name__}, expected a jax.sharding.Mesh")
+    if block_size is not None and (
+        isinstance(block_size, bool) or not isinstance(block_size, int | np.integer) or block_size < 1
+    ):
+        raise ValueError(f"block_size: got {block_size!r}, expected an integer of at least 1")
+    if gram is None:
+        return Recomputed(kernel, x, mesh, block_size)
+    if not isinstance(gram, jax.Array | np.ndarray):
+        raise ValueError(f"gram: got {type(gram).__name__}, expected an array or a memory map")
+    if gram.shape != (len(x), len(x)) or not jnp.issubdtype(gram.dtype, jnp.floating):
+        raise ValueError(
+            f"gram: got {gram.dtype} of shape {gram.shape}, expected floats of shape ({len(x)}, {len(x)}), K of x"
+        )
+    if isinstance(gram, np.memmap):
+        return OnDisk(gram, mesh, block_size)
+    return InMemory(gram, mesh)
 
 
 def _check_training_set(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:

@@ -1,0 +1,25 @@
+"""Solvers of (K + ridge · tr(K)/n · I) weights = y: what K is, how it is solved, and the answer, kept apart."""
+
+from ntkit.solvers.cholesky import Cholesky, solve
+from ntkit.solvers.conjugate_gradients import CG
+from ntkit.solvers.operators import InMemory, OnDisk, Operator, Recomputed
+from ntkit.solvers.preconditioner import Preconditioner, randomly_pivoted_cholesky
+from ntkit.solvers.products import cross_product
+from ntkit.solvers.solution import ConvergenceWarning, Report, Solution, Solver
+
+__all__ = [
+    "CG",
+    "Cholesky",
+    "ConvergenceWarning",
+    "InMemory",
+    "OnDisk",
+    "Operator",
+    "Preconditioner",
+    "Recomputed",
+    "Report",
+    "Solution",
+    "Solver",
+    "cross_product",
+    "randomly_pivoted_cholesky",
+    "solve",
+]

@@ -1,0 +1,85 @@
+"""The direct solver: a Cholesky factorization of the whole Gram matrix, compiled and differentiable."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
+
+from ntkit.solvers.operators import Operator
+from ntkit.solvers.solution import Solution, Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Cholesky(Solver):
+    """Factorize K, in memory on one device: n² numbers, n³/3 products. Works inside `jit`, `grad` and `vmap`.
+
+    If the factorization fails it is tried again with a ten times larger ridge, and so on, inside the compiled function;
+    the ridge that was used is on the [`Solution`][].
+    """
+
+    def __call__(
+        self, operator: Operator, y: Float[Array, "n outputs"], ridge: ArrayLike, *, progress: bool = False
+    ) -> Solution:
+        gram = operator.dense()
+        return Solution(*_solve(gram, y, jnp.asarray(ridge, gram.dtype)))
+
+
+def solve(
+    gram: Float[Array, "n n"], y: Float[Array, "n outputs"], ridge: ArrayLike
+) -> tuple[Float[Array, "n outputs"], Float[Array, ""]]:
+    """Solve (K + ridge · tr(K)/n · I) weights = y for a Gram matrix K, as [`ntkit.regression.fit`][] does by default.
+
+    For use inside compiled code. Where every ridge that is tried fails (K is not finite, or not a Gram matrix) the
+    weights are NaN.
+
+    **Returns:** the weights (n, outputs) and the relative ridge that was used.
+    """
+    ridge = jnp.asarray(ridge, gram.dtype)
+    n = gram.shape[0]
+
+    def regularized(matrix: Array, relative: Array) -> Array:
+        return matrix + relative * (jnp.trace(matrix) / n) * jnp.eye(n, dtype=matrix.dtype)
+
+    # What decides how much ridge is needed is not differentiated, only the solution at that ridge.
+    constant = lax.stop_gradient(gram)
+    factor, used = _factorize(lambda relative: regularized(constant, relative), lax.stop_gradient(ridge), constant)
+    used = jnp.where(used == ridge, ridge, used)
+    matrix = regularized(gram, used)
+    weights = lax.custom_linear_solve(
+        lambda v: jnp.matmul(matrix, v, precision="highest"),
+        y.astype(gram.dtype),
+        solve=lambda _, b: jax.scipy.linalg.cho_solve((factor, True), b),
+        symmetric=True,
+    )
+    return weights, used
+
+
+# Ten times more ridge each time: from rounding level to far beyond any ridge that still fits the data.
+_RETRIES = 10
+
+
+def _factorize(regularized: Callable[[Array], Array], ridge: Array, gram: Array) -> tuple[Array, Array]:
+    """Give the first Cholesky factor that exists for `ridge`, 10 · `ridge`, …, and the ridge it took."""
+    smallest = jnp.asarray(jnp.finfo(ridge.dtype).eps, ridge.dtype)
+    solvable = jnp.all(jnp.isfinite(gram))
+
+    def failed(state: tuple[Array, Array, Array]) -> Array:
+        factor, _, tries = state
+        return solvable & (tries < _RETRIES) & ~jnp.all(jnp.isfinite(jnp.diagonal(factor)))
+
+    def retry(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        _, relative, tries = state
+        relative = jnp.maximum(10 * relative, smallest)
+        return jnp.linalg.cholesky(regularized(relative)), relative, tries + 1
+
+    first = (jnp.linalg.cholesky(regularized(ridge)), ridge, jnp.zeros((), jnp.int32))
+    factor, used, _ = lax.while_loop(failed, retry, first)
+    return factor, used
+
+
+_solve = jax.jit(solve)
