@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._checks import is_scale
 from ntkit.gram import gram as gram_in_blocks
+from ntkit.gram.devices import check_mesh
 from ntkit.kernels import Kernel
 from ntkit.kernels._inputs import check_inputs, traced
 from ntkit.solvers import (
@@ -79,7 +80,7 @@ class Predictor:
     def __call__(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m outputs"]:
         """Predict the outputs (m, outputs) for a batch of inputs.
 
-        Where K(x, support) takes more than about 256 MiB by `kernel.pair_bytes` it is computed in tiles, each
+        Where K(x, support) takes more than about 64 MiB by `kernel.pair_bytes` it is computed in tiles, each
         multiplied with its part of the weights; inside `jit`, `grad` and `vmap` too.
         """
         x = check_inputs("x", x)
@@ -122,8 +123,8 @@ def fit(
       is the precision of the fit then (float32 at least).
     - `mesh`: for [`CG`][], whose products with K are then shared by all devices of the mesh, whatever its axes: the
       rows of a given K, the tiles of another. With several processes, each makes the same call.
-    - `block_size`: for [`CG`][], rows of K in one read from the disk, or inputs on a side of a tile. Default: 256 MiB
-      of them, by `kernel.pair_bytes` for a tile.
+    - `block_size`: for [`CG`][], rows of K in one read from the disk (default: 256 MiB), or inputs on a side of a tile
+      (default: an eighth of n, or about 64 MiB by `kernel.pair_bytes`).
     - `progress`: whether to show a progress bar on stderr, of [`CG`][].
 
     **Returns:** a [`Predictor`][].
@@ -332,8 +333,8 @@ def _operator(
         raise ValueError(
             f"kernel: got {type(kernel).__name__}, expected an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1))"
         )
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise ValueError(f"mesh: got {type(mesh).__name__}, expected a jax.sharding.Mesh")
+    if mesh is not None:
+        check_mesh(mesh)
     if block_size is not None and (
         isinstance(block_size, bool) or not isinstance(block_size, int | np.integer) or block_size < 1
     ):

@@ -19,7 +19,9 @@ import tyro
 
 from ntkit import distill, plot
 from ntkit.cli.options import (
+    DISTRIBUTED,
     DataOptions,
+    DistributedOptions,
     KernelOptions,
     Prepared,
     at_least,
@@ -39,11 +41,11 @@ from ntkit.kernels import Kernel
 from ntkit.runs import Interrupted, Run, atomic_write, write_report
 
 # What says where a run is or how it is watched, not what it computes.
-_NOT_CONFIG = ("out", "resume", "checkpoint_every", "full_set_limit")
+_NOT_CONFIG = ("out", "resume", "checkpoint_every", "full_set_limit", *DISTRIBUTED)
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill(DataOptions, KernelOptions):
+class Distill(DataOptions, KernelOptions, DistributedOptions):
     """Distil a data set with KIP: learn a few images on which kernel regression predicts the whole set."""
 
     per_class: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
@@ -128,24 +130,30 @@ class Distill(DataOptions, KernelOptions):
         key = make_key(self.seed)
         optimizer = _optimizer(self.learning_rate, self.schedule, self.steps)
         at_least(1, full_set_limit=self.full_set_limit)
-        opened = None if self.resume is None else Run.resume(self.resume, self.config())
-        prepared = prepare(self)
+        group = self.group()
         with contextlib.ExitStack() as stack:
-            if opened is None:
-                out = self.out or vacant_run(self.dataset, self.architecture, self.per_class)
-                run = stack.enter_context(new_run(out, self.config()))
-            else:
-                run = opened
+            with group.together():
+                opened = None if self.resume is None else Run.resume(self.resume, self.config())
+                prepared = prepare(self)
+            with group.together():
+                run = opened if group.leads else None
+                if group.leads and run is None:
+                    out = self.out or vacant_run(self.dataset, self.architecture, self.per_class)
+                    run = stack.enter_context(new_run(out, self.config()))
             try:
                 self._distil(run, prepared, kernels, key, optimizer)
             except KeyboardInterrupt as interrupt:
                 what = str(interrupt) or "stopped"
                 number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
-                resumable = self.resume is not None or run.step is not None
-                hint = f"go on with: ntkit distill --resume {shlex.quote(str(run.path))}"
-                raise Interrupted(f"{what}; {hint if resumable else 'nothing is kept'}", number) from None
+                if run is not None:
+                    resumable = self.resume is not None or run.step is not None
+                    hint = f"go on with: ntkit distill --resume {shlex.quote(str(run.path))}"
+                    what = f"{what}; {hint if resumable else 'nothing is kept'}"
+                raise Interrupted(what, number) from None
 
-    def _distil(self, run: Run, prepared: Prepared, kernels: list[Kernel], key: jax.Array, optimizer: Any) -> None:
+    def _distil(
+        self, run: Run | None, prepared: Prepared, kernels: list[Kernel], key: jax.Array, optimizer: Any
+    ) -> None:
         started = time.monotonic()
         distilled = distill.kip(
             kernels[0] if len(kernels) == 1 else kernels,
@@ -168,12 +176,16 @@ class Distill(DataOptions, KernelOptions):
             run=run,
             checkpoint_every=self.checkpoint_every,
             show_progress=True,
+            mesh=self.mesh(),
         )
+        # In all processes, though one writes it: none may wait for long when the others have ended.
+        rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
+        if run is None:
+            return
         metadata: dict[str, Any] = {"config": run.config, "versions": run.versions}
         if self.learn_kernel:
             metadata["kernels"] = hyper_parameters(distilled.kernel)
         distilled = dataclasses.replace(distilled, metadata=metadata)
-        rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
         write_results(run, prepared, distilled, rows, f"{self.per_class} per class")
         print_table(f"{self.dataset}: kernel regression", in_words(rows))
         print(f"{run.path}: report.html, distilled.npz, distilled.png ({time.monotonic() - started:.0f} s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,9 @@ import tyro
 from ntkit import distill
 from ntkit.cli.distill import write_results
 from ntkit.cli.options import (
+    DISTRIBUTED,
     DataOptions,
+    DistributedOptions,
     KernelOptions,
     at_least,
     config_of,
@@ -26,7 +29,7 @@ from ntkit.distill.support import initial_support
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelSolve(DataOptions, KernelOptions):
+class LabelSolve(DataOptions, KernelOptions, DistributedOptions):
     """Keep random real images and find their best labels in closed form (Label Solve)."""
 
     per_class: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
@@ -53,21 +56,31 @@ class LabelSolve(DataOptions, KernelOptions):
             raise ValueError(f"depth: got {self.depth}, expected one: labels are solved for one kernel")
         at_least(1, per_class=self.per_class, full_set_limit=self.full_set_limit)
         key = make_key(self.seed)
-        prepared = prepare(self)
-        labels = prepared.dataset.train.labels
-        support = initial_support("real", prepared.train_images, labels, prepared.num_classes, self.per_class, key)
-        out = self.out or vacant_run(self.dataset, "label-solve", self.architecture, self.per_class)
-        with new_run(out, config_of(self, ("out", "full_set_limit"))) as run:
+        group = self.group()
+        with contextlib.ExitStack() as stack:
+            with group.together():
+                prepared = prepare(self)
+                images, labels = prepared.train_images, prepared.dataset.train.labels
+                support = initial_support("real", images, labels, prepared.num_classes, self.per_class, key)
+            with group.together():
+                run = None
+                if group.leads:
+                    out = self.out or vacant_run(self.dataset, "label-solve", self.architecture, self.per_class)
+                    run = stack.enter_context(new_run(out, config_of(self, ("out", "full_set_limit", *DISTRIBUTED))))
             solved = distill.label_solve(
                 kernels[0],
                 support.images,
-                prepared.train_images,
+                images,
                 labels,
                 num_classes=prepared.num_classes,
                 ridge=self.ridge,
+                mesh=self.mesh(),
             )
-            solved = dataclasses.replace(solved, metadata={"config": run.config, "versions": run.versions})
+            # In all processes, though one writes it: none may wait for long when the others have ended.
             rows = accuracy_table(self, prepared, solved, self.per_class, self.full_set_limit, "real, labels solved")
+            if run is None:
+                return
+            solved = dataclasses.replace(solved, metadata={"config": run.config, "versions": run.versions})
             run.log(0, **{name: float(column[0]) for name, column in solved.history.items() if name != "step"})
             write_results(run, prepared, solved, rows, f"{self.per_class} per class, labels solved")
         print_table(f"{self.dataset}: kernel regression", in_words(rows))

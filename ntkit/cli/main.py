@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ntkit.cli.evaluate import Evaluate
     from ntkit.cli.info import Info
     from ntkit.cli.label_solve import LabelSolve
-    from ntkit.cli.options import as_flag
+    from ntkit.cli.options import DistributedOptions, as_flag
 
     commands: dict[str, Any] = {
         "distill": Distill,
@@ -44,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 description="Neural tangent kernels to work with: distil a data set, and look at what came out.",
                 args=arguments,
             )
-            if isinstance(options, Distill | Evaluate):
+        if isinstance(options, DistributedOptions):
+            # Before anything is computed: what a run has to say of itself, for one, asks for the device.
+            options.start()
+        if isinstance(options, Distill | Evaluate):
+            with _one_line_errors(name):
                 options = options.completed(arguments[1:])
         options.run()
         sys.stdout.flush()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ import numpy as np
 import ntkit
 from ntkit.activations import ACTIVATIONS
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
+from ntkit.gram.processes import Group
 from ntkit.runs import Run
 
 
@@ -62,6 +65,76 @@ class KernelOptions:
     ridge: float = 1e-6
     """Ridge, relative to the mean of the Gram matrix's diagonal; at least 0."""
 
+
+@dataclasses.dataclass(frozen=True)
+class DistributedOptions:
+    """On which devices: JAX's first one, or all of all processes that were started together."""
+
+    distributed: bool = False
+    """Use all devices of all processes that run this same command. JAX finds the others by itself on TPU slices and
+    under SLURM, Open MPI or Kubernetes; elsewhere the next three options say who they are."""
+
+    coordinator: str | None = None
+    """Address of the first process, HOST:PORT, that the others reach it by."""
+
+    processes: int | None = None
+    """Number of processes."""
+
+    process: int | None = None
+    """Number of this one, from 0. Process 0 writes and prints the results."""
+
+    def start(self) -> None:
+        """Connect to the other processes. JAX must not have computed anything before."""
+        by_hand = {"coordinator": self.coordinator, "processes": self.processes, "process": self.process}
+        given = {name: value for name, value in by_hand.items() if value is not None}
+        for name, value in given.items():
+            if not self.distributed:
+                raise ValueError(f"{name}: got {value!r}, expected --distributed beside it")
+        if not self.distributed:
+            return
+        for name in by_hand:
+            if given and name not in given:
+                raise ValueError(f"{name}: got none, expected it beside {', '.join(f'--{other}' for other in given)}")
+        if given:
+            self._check_by_hand()
+        if jax.distributed.is_initialized():  # by a program that runs this command
+            return
+        if "JAX_CPU_COLLECTIVES_IMPLEMENTATION" not in os.environ:
+            # The older JAX has none by default.
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        try:
+            jax.distributed.initialize(self.coordinator, self.processes, self.process)
+        # JAX's own for a cluster that it does not find, XLA's for an address that does not answer.
+        except (ValueError, RuntimeError) as error:
+            if given:
+                raise ConnectionError(f"coordinator: got {self.coordinator!r}: {error}") from error
+            raise ValueError(
+                "distributed: got no cluster that JAX can find, expected a TPU slice, SLURM, Open MPI or Kubernetes, "
+                "or --coordinator, --processes and --process"
+            ) from error
+        if not self.group().leads:
+            warnings.simplefilter("ignore")  # process 0 gives them too
+
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """Give a mesh of all devices, or None without `--distributed`."""
+        return jax.sharding.Mesh(np.array(jax.devices()), ("all",)) if self.distributed else None
+
+    def group(self) -> Group:
+        """Give the processes that run this command."""
+        return Group(self.distributed and jax.process_count() > 1)
+
+    def _check_by_hand(self) -> None:
+        host, _, port = (self.coordinator or "").rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise ValueError(f"coordinator: got {self.coordinator!r}, expected HOST:PORT")
+        processes, process = self.processes or 0, -1 if self.process is None else self.process
+        at_least(1, processes=processes)
+        if not 0 <= process < processes:
+            raise ValueError(f"process: got {process}, expected 0 to {processes - 1}")
+
+
+# Options that say where a command runs, and not what it computes.
+DISTRIBUTED = tuple(field.name for field in dataclasses.fields(DistributedOptions))
 
 DEFAULT_DEPTH = {"fc": 1, "conv": 3, "convnet": 3, "myrtle": 5}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,9 +18,11 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from ntkit import regression
 from ntkit.data import one_hot
 from ntkit.distill.batches import ClassIndex
+from ntkit.distill.devices import Devices, of_leader, rows_of_all
 from ntkit.distill.distilled import Distilled
 from ntkit.distill.losses import LOSSES, Loss
 from ntkit.distill.support import Init, check_data_set, initial_support
+from ntkit.gram.processes import Group
 from ntkit.kernels import Kernel
 from ntkit.runs import Interrupted, Interruption, Run, progress
 
@@ -57,6 +60,7 @@ def kip(
     run: Run | None = None,
     checkpoint_every: float = 60.0,
     show_progress: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Distilled:
     """Distil a data set: learn a small support set on which kernel ridge regression predicts the data set.
 
@@ -83,7 +87,8 @@ def kip(
     - `augment`: `augment(key, images) -> images`, applied to each target batch, for example an
       `ntkit.data.Augmentation`.
     - `adversary`: `adversary(model, images, labels, key) -> images`, applied to each target batch with the predictor
-      of the current support set: adv-KIP (Tsilivis, Su, Kempe 2022, arXiv:2207.11727).
+      of the current support set: adv-KIP (Tsilivis, Su, Kempe 2022, arXiv:2207.11727). Over a mesh, to each device's
+      part of it, with another key on each.
     - `loss`: `"mse"`, `"cross_entropy"`, or a function of predictions and targets (both (n, classes)).
     - `ridge`: relative to tr(K)/n, of the support set's Gram matrix.
     - `log_every`: steps between two records of the history, each of which is the mean over these steps.
@@ -92,12 +97,18 @@ def kip(
     - `run`: a run directory to log and checkpoint to. If it has a checkpoint, the run goes on from there.
     - `checkpoint_every`: seconds between checkpoints.
     - `show_progress`: whether to show a progress bar on stderr.
+    - `mesh`: divide each target batch among all devices of this mesh, whatever its axes; each of them holds the data
+      and the support set. Losses, gradients and draws are those of one device, but for rounding and the adversary's
+      draws. If the devices belong to several processes, all of these must make the same call, with the same data and
+      key; only the first process uses its `run` (the others may leave it out) and shows progress. `evaluate` is called
+      in each.
 
     **Returns:** the distilled set, with the history and, if learned, the kernel.
 
     **Raises:** `ValueError` that names the argument, what came and what was expected; `FloatingPointError` if the loss
     became infinite or NaN; `Interrupted` (a `KeyboardInterrupt`) on Ctrl-C or SIGTERM, after the step was finished and,
-    with a `run`, saved.
+    with a `run`, saved. With several processes each of these is raised in all, or a `RuntimeError` that names the
+    process that failed.
     """
     family = (kernel,) if isinstance(kernel, Kernel) else tuple(kernel)
     if not family or not all(isinstance(member, Kernel) for member in family):
@@ -109,6 +120,7 @@ def kip(
         raise ValueError(f"ridge: got {ridge!r}, expected a finite number of at least 0")
     if not (np.ndim(checkpoint_every) == 0 and checkpoint_every >= 0):
         raise ValueError(f"checkpoint_every: got {checkpoint_every!r}, expected at least 0 seconds")
+    devices = Devices.of(mesh)
     support_size = per_class * num_classes
     algorithm = _Algorithm(
         optimizer=_optimizer(optimizer),
@@ -118,24 +130,26 @@ def kip(
         augment=augment,
         adversary=adversary,
         ridge=float(ridge),
+        devices=devices,
     )
     key_support, key_steps = jax.random.split(key)
     support = initial_support(init, images, labels, num_classes, per_class, key_support)
     targets = np.asarray(one_hot(labels, num_classes), images.dtype)
+    place = devices.place
     fixed = _Fixed(
-        key=key_steps,
-        images=jnp.asarray(images),
-        targets=jnp.asarray(targets),
-        labels=jnp.asarray(labels, jnp.int32),
-        by_class=ClassIndex.of(labels, num_classes),
-        support_by_class=ClassIndex.of(support.classes, num_classes),
+        key=place(key_steps),
+        images=place(images),
+        targets=place(targets),
+        labels=place(labels.astype(np.int32)),
+        by_class=place(ClassIndex.of(labels, num_classes)),
+        support_by_class=place(ClassIndex.of(support.classes, num_classes)),
     )
     learned = {"images": jnp.asarray(support.images)}
     constant: dict[str, Any] = {}
     (learned if learn_labels else constant)["labels"] = jnp.asarray(support.targets, images.dtype)
     leaves_as_arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf, images.dtype), family)
     (learned if learn_kernel else constant)["kernels"] = leaves_as_arrays
-    fixed = dataclasses.replace(fixed, constant=constant)
+    fixed = dataclasses.replace(fixed, constant=place(constant))
     state = _State(
         learned=learned,
         optimizer=algorithm.optimizer.init(learned),
@@ -147,7 +161,7 @@ def kip(
     state = jax.tree.map(jnp.copy, state)
     loop = _Loop(algorithm, fixed, steps, log_every, evaluate, run, checkpoint_every, show_progress)
     state, records = loop(state)
-    parameters = constant | state.learned
+    parameters = constant | devices.on_host(state.learned)
     kernels = parameters["kernels"]
     return Distilled(
         images=np.asarray(parameters["images"]),
@@ -168,6 +182,7 @@ class _Algorithm:
     augment: Augment | None
     adversary: Adversary | None
     ridge: float
+    devices: Devices
 
 
 @jax.tree_util.register_dataclass
@@ -217,7 +232,11 @@ class _State:
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _advance(algorithm: _Algorithm, fixed: _Fixed, state: _State, count: Array) -> _State:
     """Take `count` steps. The count is traced: one compilation serves every length of dispatch."""
-    return lax.fori_loop(0, count, lambda _, current: _step(algorithm, fixed, current), state)
+
+    def steps(fixed: _Fixed, state: _State, count: Array) -> _State:
+        return lax.fori_loop(0, count, lambda _, current: _step(algorithm, fixed, current), state)
+
+    return algorithm.devices.everywhere(steps)(fixed, state, count)
 
 
 def _step(algorithm: _Algorithm, fixed: _Fixed, state: _State) -> _State:
@@ -242,22 +261,20 @@ def _step(algorithm: _Algorithm, fixed: _Fixed, state: _State) -> _State:
 
     def objective(parameters: dict[str, Any], index: int) -> tuple[Array, tuple[Array, Array]]:
         parameters = constant | parameters
-        batch = images
+        batch, classes = algorithm.devices.own((images, labels))
         if algorithm.adversary is not None:
             model = predictor(lax.stop_gradient(parameters), index)
-            batch = lax.stop_gradient(algorithm.adversary(model, images, labels, keys[4]))
+            batch = lax.stop_gradient(algorithm.adversary(model, batch, classes, algorithm.devices.own_key(keys[4])))
         model = predictor(parameters, index)
-        predictions = model(batch)
+        predictions = algorithm.devices.together(model(batch), len(images))
         accuracy = jnp.mean(jnp.argmax(predictions, axis=1) == labels, dtype=predictions.dtype)
         return algorithm.loss(predictions, targets), (accuracy, model.ridge)
 
-    def sampled(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-        branches = [functools.partial(function, index=index) for index in range(num_kernels)]
-        return lambda parameters: lax.switch(which, branches, parameters)
-
-    (loss, (accuracy, ridge)), gradient = sampled(jax.value_and_grad(objective, has_aux=True))(parameters)
+    objectives = [algorithm.devices.averaged(functools.partial(objective, index=index)) for index in range(num_kernels)]
+    slopes = [jax.value_and_grad(one, has_aux=True) for one in objectives]
+    (loss, (accuracy, ridge)), gradient = lax.switch(which, slopes, parameters)
     updates, optimizer_state = _update(
-        algorithm.optimizer, gradient, optimizer_state, parameters, loss, lambda p: sampled(objective)(p)[0]
+        algorithm.optimizer, gradient, optimizer_state, parameters, loss, lambda p: lax.switch(which, objectives, p)[0]
     )
     parameters = jax.tree.map(lambda value, update: (value + update).astype(value.dtype), parameters, updates)
     if algorithm.support_batch is not None:
@@ -344,42 +361,56 @@ class _Loop:
     show_progress: bool
 
     def __call__(self, state: _State) -> tuple[_State, list[dict[str, Any]]]:
-        records: list[dict[str, Any]] = []
-        step = 0
-        if self.run is not None and (restored := self.run.restore(state)) is not None:
-            step, state = restored
-            records = self.run.metrics()
+        devices, group = self.algorithm.devices, self.algorithm.devices.group
+        run = self.run if group.leads else None
+        step, state, records = self._start(run, state)
         saved_at = time.monotonic()
         dispatch, warned = 1, False
-        with Interruption() as interruption, progress(self.steps, "distil", step, enabled=self.show_progress) as bar:
+        shown = self.show_progress and group.leads
+        with Interruption() as interruption, progress(self.steps, "distil", step, enabled=shown) as bar:
             while step < self.steps:
                 # A record falls on a fixed step, whatever the speed, so that the history is deterministic too.
                 record_at = min(self.steps, (step // self.log_every + 1) * self.log_every)
                 count = min(dispatch, record_at - step)
                 started = time.monotonic()
-                state = jax.block_until_ready(_advance(self.algorithm, self.fixed, state, jnp.int32(count)))
+                state = jax.block_until_ready(_advance(self.algorithm, self.fixed, state, np.int32(count)))
                 seconds = time.monotonic() - started
                 if count == dispatch:
                     dispatch = max(1, min(2 * dispatch, int(count * _DISPATCH_SECONDS / max(seconds, 1e-6))))
                 step += count
                 if step == record_at:
-                    record = self._record(step, state)
-                    warned = self._warn_once(record, warned)
-                    records.append(record)
-                    if self.run is not None:
-                        self.run.log(**record)
-                    state = dataclasses.replace(state, totals=_Totals.zero(state.totals.loss.dtype))
+                    with group.together():
+                        record = self._record(step, state)
+                        warned = self._warn_once(record, warned)
+                        records.append(record)
+                        if run is not None:
+                            run.log(**record)
+                    state = dataclasses.replace(state, totals=devices.place(_Totals.zero(state.totals.loss.dtype)))
                     bar.update(step, **{name: value for name, value in record.items() if name not in ("step", "ridge")})
                 else:
                     bar.update(step)
                 due = time.monotonic() - saved_at >= self.checkpoint_every
-                if self.run is not None and (due or interruption.requested or step == self.steps):
-                    self.run.save(step, state)
+                dispatch, due, stop = _agreed(group, dispatch, due, interruption.signal)
+                if due or stop is not None or step == self.steps:
+                    with group.together():
+                        if run is not None:
+                            run.save(step, devices.on_host(state))
                     saved_at = time.monotonic()
-                if interruption.signal is not None and step < self.steps:
-                    where = "" if self.run is None else f", saved in {self.run.path}"
-                    raise Interrupted(f"stopped after {step} of {self.steps} steps{where}", interruption.signal)
+                if stop is not None and step < self.steps:
+                    where = "" if run is None else f", saved in {run.path}"
+                    raise Interrupted(f"stopped after {step} of {self.steps} steps{where}", stop)
         return state, records
+
+    def _start(self, run: Run | None, state: _State) -> tuple[int, _State, list[dict[str, Any]]]:
+        """Give the step, state and records to go on from: those of the run, if it has any, in all processes."""
+        devices, group = self.algorithm.devices, self.algorithm.devices.group
+        step, records = 0, []
+        with group.together():
+            if run is not None and (restored := run.restore(state)) is not None:
+                step, state = restored
+                records = run.metrics()
+        state, (step, records) = of_leader(group, state, (step, records))
+        return step, devices.place(state), records
 
     def _record(self, step: int, state: _State) -> dict[str, Any]:
         totals = state.totals
@@ -396,7 +427,7 @@ class _Loop:
                 "try a smaller learning rate, a larger ridge or x64"
             )
         if self.evaluate is not None:
-            parameters = self.fixed.constant | state.learned
+            parameters = self.algorithm.devices.on_host(self.fixed.constant | state.learned)
             model = regression.fit(
                 parameters["kernels"][0], parameters["images"], parameters["labels"], self.algorithm.ridge
             )
@@ -408,6 +439,17 @@ class _Loop:
             regression.warn_of_ridge(self.algorithm.ridge, record["ridge"])
             return True
         return warned
+
+
+def _agreed(
+    group: Group, dispatch: int, due: bool, stop: signal.Signals | None
+) -> tuple[int, bool, signal.Signals | None]:
+    """Decide for all processes: the leading one on speed and checkpoints, and any of them that it is time to stop."""
+    if not group.several:
+        return dispatch, due, stop
+    rows = rows_of_all(group, dispatch, due, stop or 0)
+    number = int(rows[:, 2].max())
+    return int(rows[0, 0]), bool(rows[0, 1]), signal.Signals(number) if number else None
 
 
 def _optimizer(optimizer: optax.GradientTransformation | None) -> optax.GradientTransformation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
@@ -11,6 +12,7 @@ from ntkit import regression
 from ntkit.data import one_hot
 from ntkit.distill.distilled import Distilled
 from ntkit.distill.support import check_data_set, in_jax_precision
+from ntkit.gram import gram as gram_in_blocks
 from ntkit.kernels import Kernel
 
 
@@ -23,6 +25,7 @@ def label_solve(
     num_classes: int | None = None,
     ridge: float = 1e-6,
     batch_size: int = 1000,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Distilled:
     """Find the support targets that minimize KIP's squared loss for fixed support images.
 
@@ -39,6 +42,8 @@ def label_solve(
     - `num_classes`: number of classes (default: the largest label plus one).
     - `ridge`: λ relative to tr(K_ss)/m, with which the set is to be used.
     - `batch_size`: target images per call of the kernel.
+    - `mesh`: divide the kernel between target and support images among all devices of this mesh, in blocks that
+      [`ntkit.gram`][] chooses; all processes must make the same call, and each solves the rest.
 
     **Returns:** the support images with their targets (m, num_classes), and the loss and accuracy on the target set.
 
@@ -55,9 +60,12 @@ def label_solve(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size!r}, expected an integer of at least 1")
     targets = np.asarray(one_hot(labels, num_classes), np.float64)
-    cross = np.empty((len(images), len(support)))
-    for start in range(0, len(images), batch_size):
-        cross[start : start + batch_size] = kernel(jnp.asarray(images[start : start + batch_size]), support)
+    if mesh is None:
+        cross = np.empty((len(images), len(support)))
+        for start in range(0, len(images), batch_size):
+            cross[start : start + batch_size] = kernel(jnp.asarray(images[start : start + batch_size]), support)
+    else:
+        cross = np.asarray(gram_in_blocks(kernel, images, support, mesh=mesh), np.float64)
     gram = np.asarray(kernel(support), np.float64)
     # Directions that the target set does not determine to the kernel's own precision are left at zero.
     cutoff = max(cross.shape) * float(jnp.finfo(support.dtype).eps)

@@ -110,18 +110,13 @@ def _through(
     """Take covariances through a stage; before the first stage there are none."""
     vertical, horizontal = stage.axes
     fan_ins = tuple(fan_in for _, fan_in in stage.layers)
-    planes1, unpack = _packed(first, values is None, same)
-    planes2, _ = _packed(second, values is None, same)
-    pairs = jnp.broadcast_shapes(planes1.shape[:2], planes2.shape[:2])
-    dtype = jnp.promote_types(planes1.dtype, planes2.dtype)
+    pairs = jnp.broadcast_shapes(first.images.shape[:2], second.images.shape[:2])
+    dtype = jnp.promote_types(first.images.dtype, second.images.dtype)
     pixels = vertical.size * horizontal.size
     keep: Keep = _once if pixels > 1 and jax.default_backend() == "cpu" else _again
     spread = functools.partial(_spread, pairs) if pixels > 1 else _again
 
-    def at(
-        row: _Row, column: _Row, layers: Any, values: Covariances | None, planes1: Array, planes2: Array
-    ) -> Covariances:
-        one, other = (unpack(planes) for planes in (planes1, planes2))
+    def at(row: _Row, column: _Row, layers: Any, values: Covariances | None, one: Batch, other: Batch) -> Covariances:
         one, other = (side._replace(variances=jax.tree.map(spread, side.variances)) for side in (one, other))
         if values is None:
             values = Covariances(keep(_product(one.images, other.images, spread)), None)
@@ -133,18 +128,24 @@ def _through(
     layers = tuple(jax.tree.map(lambda std: jnp.asarray(std, dtype), layer) for layer, _ in stage.layers)
     tables = (_table(vertical, layers, 0, dtype), _table(horizontal, layers, 1, dtype))
     if pixels == 1:
-        # Of one pixel there are no displacements, and no cells to come.
+        # Of one pixel there are no displacements, and no cells to come: nothing is moved.
         row, column = (table.read(jnp.asarray(table.values[0])) for table in tables)
         before = None if values is None else jax.tree.map(lambda a: a[0, 0], values)
-        here = at(row, column, layers, before, planes1, planes2)
+        here = at(row, column, layers, before, first, second)
         return jax.tree.map(lambda a: a[None, None], here)
     affine = any(not isinstance(layer, Activation) for layer in layers)
     tangent = recursion.tangent and (affine or (values is not None and values.ntk is not None))
 
+    planes1, unpack = _packed(first, values is None, same)
+    planes2, _ = _packed(second, values is None, same)
+
+    def unpacked(row: _Row, column: _Row, layers: Any, values: Covariances | None, *planes: Array) -> Covariances:
+        return at(row, column, layers, values, *map(unpack, planes))
+
     def empty(*shape: int) -> Covariances:
         return Covariances(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype) if tangent else None)
 
-    return _at_all_displacements(stage, tables, pairs, at, empty, keep)(layers, values, planes1, planes2)
+    return _at_all_displacements(stage, tables, pairs, unpacked, empty, keep)(layers, values, planes1, planes2)
 
 
 def _at_all_displacements(
@@ -216,20 +217,20 @@ def _at_all_displacements(
 
 def _packed(batch: Batch, images: bool, variances: bool) -> tuple[Array, Callable[[Array], Batch]]:
     """Put what a stage needs of a batch into one array (n1, n2, planes, height, width), which is moved at once."""
-    parts = [batch.images[:, :, i] for i in range(batch.images.shape[2])] if images else []
     used = tuple((v if variances else (), maps) for v, maps in batch.variances)
     leaves, tree = jax.tree.flatten(used)
     channels = batch.images.shape[2] if images else 0
+    parts = [batch.images] if images else []
+    parts += [leaf[:, :, None] for leaf in leaves]
+    if not parts:
+        # A stage without activations needs nothing but the covariances.
+        parts = [jnp.zeros((*batch.images.shape[:2], 0, 1, 1), batch.images.dtype)]
 
     def unpack(planes: Array) -> Batch:
         maps = [planes[:, :, channels + i] for i in range(len(leaves))]
         return Batch(planes[:, :, :channels], jax.tree.unflatten(tree, maps))
 
-    if not parts and not leaves:
-        # A stage without activations needs nothing but the covariances.
-        size = batch.images.shape
-        return jnp.zeros((*size[:2], 0, 1, 1), batch.images.dtype), unpack
-    return jnp.stack([*parts, *leaves], axis=2), unpack
+    return jnp.concatenate(parts, axis=2), unpack
 
 
 def _spread(pairs: tuple[int, ...], plane: Array) -> Array:

@@ -293,7 +293,15 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    # One process writes to a run, and orbax must not wait for others that compute with it.
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(process, {process}, f"ntkit-{process}")
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        leaves=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        arrays=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+    )
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
     try:
         yield ocp, checkpointer
     finally:

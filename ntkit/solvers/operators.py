@@ -19,6 +19,8 @@ from ntkit.solvers.placement import ROWS, WHOLE, flat_mesh, gathered, on_each, r
 
 # What one read from disk may take.
 READ_BYTES = 2**28
+# Inputs on a side of a tile that is not worth cutting.
+_SMALL = 128
 
 
 class Operator(abc.ABC):
@@ -132,7 +134,8 @@ class Recomputed(Operator):
     Tiles on and above the diagonal are computed, those below it mirrored.
 
     **Arguments:** `x`: n inputs; every device holds all of them. `mesh`: its devices share the tiles. `block_size`:
-    inputs on a side of a tile, at most; default: as many as need about 256 MiB by `kernel.pair_bytes`.
+    inputs on a side of a tile, at most; default: an eighth of n, or as many as need about 64 MiB by
+    `kernel.pair_bytes`.
     """
 
     def __init__(
@@ -173,7 +176,8 @@ class Recomputed(Operator):
     def _tiles(self) -> int:
         """How many tiles there are along a side."""
         pairs = products.pairs_in_a_tile(self.kernel, self.x)
-        most = math.isqrt(pairs) if self._block_size is None else self._block_size
+        # A tile on the diagonal has each pair twice: of one tile that is half, of eight along a side a ninth.
+        most = min(math.isqrt(pairs), max(_SMALL, -(-self.size // 8))) if self._block_size is None else self._block_size
         devices = self.mesh.devices.size
         # Of 2kd tiles along a side, kd (2kd + 1) are on or above the diagonal: as many for each of d devices.
         multiple = 1 if devices == 1 else 2 * devices

@@ -33,6 +33,11 @@ DISTILL = {
     "--full-set-limit 0": "--full-set-limit: got 0, expected at least 1",
     "--seed -1": "--seed: got -1, expected at least 0 and below 2**32",
     "--preprocess zca --zca-regularization -1": "--zca-regularization: got -1.0, expected",
+    "--distributed --processes 2 --process 0": "--coordinator: got none, expected it beside --processes, --process",
+    "--distributed --coordinator here --processes 2 --process 0": "--coordinator: got 'here', expected HOST:PORT",
+    "--distributed --coordinator a:1 --processes 0 --process 0": "--processes: got 0, expected at least 1",
+    "--distributed --coordinator a:1 --processes 2 --process 2": "--process: got 2, expected 0 to 1",
+    "--process 1": "--process: got 1, expected --distributed beside it",
     "--nope": "Unrecognized options: --nope",
 }
 OTHER = {

@@ -11,13 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-MODULES = ("checks_gram",)
+from ntkit.cli.options import DistributedOptions
+
+MODULES = ("checks_gram", "checks_kip", "checks_regression", "checks_cli")
 
 
 def main(directory: str, address: str | None = None, process: str | None = None) -> None:
     if address is not None:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(address, num_processes=2, process_id=int(process))
+        DistributedOptions(distributed=True, coordinator=address, processes=2, process=int(process)).start()
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, -1), ("rows", "columns"))
     for module in MODULES:
         checks = vars(importlib.import_module(f"tests.distributed.{module}"))
