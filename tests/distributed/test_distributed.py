@@ -23,7 +23,7 @@ def start(devices, *arguments):
 
 def finish(child):
     try:
-        output, _ = child.communicate(timeout=120)
+        output, _ = child.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         child.kill()
         output, _ = child.communicate()
