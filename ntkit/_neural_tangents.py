@@ -344,11 +344,12 @@ def _repair_empirical(empirical: Any) -> None:
         def checked(*args: Any, **kwargs: Any) -> Any:
             try:
                 return ntk_fn(*args, **kwargs)
+            # What neural-tangents raises where a primitive of the network has no structural rule.
             except NotImplementedError as error:
-                raise NotImplementedError(
-                    "NtkImplementation.STRUCTURED_DERIVATIVES has no rule for a part of this network. "
-                    "NtkImplementation.JACOBIAN_CONTRACTION and NtkImplementation.NTK_VECTOR_PRODUCTS work for "
-                    "every network, and NtkImplementation.AUTO chooses among those that work."
+                raise UnstructuredNetworkError(
+                    "implementation: got NtkImplementation.STRUCTURED_DERIVATIVES for a network of which it has no "
+                    "rule for a part, expected NtkImplementation.JACOBIAN_CONTRACTION or NTK_VECTOR_PRODUCTS, which "
+                    "work for every network, or AUTO, which chooses among those that work"
                 ) from error
 
         return checked
@@ -383,12 +384,16 @@ def _repair_empirical(empirical: Any) -> None:
     )
 
 
+class UnstructuredNetworkError(ValueError):
+    """A network has no structured derivatives; the other implementations of its tangent kernel work."""
+
+
 def _flops(ntk_fn: Callable[..., Any], shapes: Any) -> float:
     """Count the operations of the compiled function; infinitely many if it can't be computed at all."""
     args, kwargs = shapes
     try:
         cost = jax.jit(ntk_fn).lower(*args, **kwargs).compile().cost_analysis()
-    except NotImplementedError:
+    except UnstructuredNetworkError:
         return float("inf")
     return (cost or {}).get("flops", float("inf"))
 
