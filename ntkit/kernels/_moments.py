@@ -16,6 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+# Two inputs are equal where 1 − |cos θ| is no more than this many times the dtype's eps, about what rounding leaves of
+# it after a few sums over windows and channels. In float32 that is an angle of 0.001.
+ROUNDING = 4
+
 Keep: TypeAlias = "Callable[[Array], Array]"
 Maps: TypeAlias = "tuple[Array, ...]"
 
@@ -44,8 +48,8 @@ def _rectifier_jvp(
     first, second = angle.moments(negative, positive)
     jump = (positive - negative) ** 2 / (2 * math.pi)
     relative = keep(d_norm1 * one[1] + d_norm2 * other[1])
-    # d arccos(c) = −dc / sin θ; below the rounding of c the angle is 0 and the cusp is flat.
-    flat = angle.opposite**2 <= 4 * jnp.finfo(k.dtype).eps * angle.scale**2
+    # d arccos(c) = −dc / sin θ; at the cusp the angle is 0 and so is its derivative.
+    flat = angle.root == 0
     per_k = keep(jnp.where(flat, 0.0, jump / jnp.where(flat, 1.0, angle.opposite)))
     d_first = second * d_k + jump * angle.opposite * relative
     d_second = per_k * (d_k - k * relative)
@@ -67,8 +71,10 @@ class _Angle:
 
     def __init__(self, keep: Keep, k: Array, one: Maps, other: Maps) -> None:
         self.keep, self.k, self.scale = keep, k, one[0] * other[0]
-        gap = jnp.maximum(self.scale - jnp.abs(k), 0.0) * (one[1] * other[1])
-        # Once, since it is rounding noise between equal inputs: sin θ and θ must not be of different noise.
+        gap = (self.scale - jnp.abs(k)) * (one[1] * other[1])
+        # So small a gap is rounding, which XLA spreads over k and the norms as it likes: the inputs are equal.
+        gap = jnp.where(gap <= ROUNDING * jnp.finfo(k.dtype).eps, 0.0, gap)
+        # Once, since sin θ and θ must not be of different rounding.
         self.root = keep(jnp.sqrt(gap))
         self.opposite = self.scale * self.root * jnp.sqrt(2 - self.root**2)
 
