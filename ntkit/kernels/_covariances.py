@@ -424,49 +424,49 @@ def _affine(layer: Dense | Conv, mean: Array) -> Array:
 
 def _window_mean(layer: Dense | Conv, values: Array, links: list[tuple[Array, Array]], keep: Keep) -> Array:
     """Average over a convolution's window, which moves in both images alike."""
-    if isinstance(layer, Dense):
+    if isinstance(layer, Dense) or layer.window == (1, 1):
         return values
-    for dim in (1, 0):
-        if layer.window[dim] > 1:
-            before = (layer.window[dim] - 1) // 2
-            values = _mean_along(_Window(dim - 2, before, layer.padding == "CIRCULAR", keep), values, *links[dim])
-    return values
+    before = ((layer.window[0] - 1) // 2, (layer.window[1] - 1) // 2)
+    (down, up), (right, left) = links
+    return _mean_over(_Window(before, layer.padding == "CIRCULAR", keep), values, (down, right), (up, left))
 
 
 class _Window(NamedTuple):
-    """A window along an axis, which begins `before` positions before its centre."""
+    """A window, which begins `before` positions above and to the left of its centre."""
 
-    dim: int
-    before: int
+    before: tuple[int, int]
     wraps: bool
     keep: Keep
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mean_along(window: _Window, values: Array, links: Array, transposed: Array) -> Array:
-    (size, n), keep, mean = links.shape, window.keep, jnp.zeros((), values.dtype)
-    pads = [(0, 0)] * values.ndim
-    pads[window.dim] = (window.before, size - 1 - window.before)
+def _mean_over(window: _Window, values: Array, links: tuple[Array, Array], transposed: tuple[Array, Array]) -> Array:
+    keep, mean = window.keep, jnp.zeros((), values.dtype)
+    down, right = (each.astype(values.dtype) for each in links)
+    (rows, height), (columns, width) = down.shape, right.shape
+    above, left = window.before
+    pads = [(0, 0)] * (values.ndim - 2) + [(above, rows - 1 - above), (left, columns - 1 - left)]
     padded = keep(jnp.pad(keep(values), pads, mode="wrap" if window.wraps else "constant"))
-    for i in range(size):
-        weights = links[i].reshape(n, *(1,) * (-1 - window.dim)).astype(values.dtype)
-        mean = mean + _slice(padded, i, i + n, 1, window.dim) * weights
+    for i in range(rows):
+        mean = mean + _slice(padded, i, i + height, 1, -2) * down[i][:, None]
+    along, mean = keep(mean), jnp.zeros((), values.dtype)
+    for i in range(columns):
+        mean = mean + _slice(along, i, i + width, 1, -1) * right[i]
     return keep(mean)
 
 
-def _mean_along_forward(
-    window: _Window, values: Array, links: Array, transposed: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return _mean_along(window, values, links, transposed), (links, transposed)
+def _mean_over_forward(window: _Window, values: Array, *links: tuple[Array, Array]) -> tuple[Array, Any]:
+    return _mean_over(window, values, *links), links
 
 
-def _mean_along_backward(window: _Window, links: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, None]:
+def _mean_over_backward(window: _Window, links: Any, cotangent: Array) -> tuple[Array, None, None]:
     # Left to itself JAX pads for each position of the window, which does not vectorize.
-    mirrored = window._replace(before=links[0].shape[0] - 1 - window.before)
-    return _mean_along(mirrored, cotangent, links[1], links[0]), None, None
+    (down, right), transposed = links
+    before = (down.shape[0] - 1 - window.before[0], right.shape[0] - 1 - window.before[1])
+    return _mean_over(window._replace(before=before), cotangent, transposed, (down, right)), None, None
 
 
-_mean_along.defvjp(_mean_along_forward, _mean_along_backward)
+_mean_over.defvjp(_mean_over_forward, _mean_over_backward)
 
 
 def _product(x1: Array, x2: Array, spread: Callable[[Array], Array]) -> Array:
