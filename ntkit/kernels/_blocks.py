@@ -51,34 +51,52 @@ def rectangle(f: Callable[[Batch, Batch], Array], first: Batch, second: Batch, s
     return _together(rows)[:n1, :n2]
 
 
-def triangle(f: Callable[[Batch, Batch], Array], batch: Batch, size: int) -> Array:
+def triangle(f: Callable[[Batch, Batch], Array], batch: Batch, diagonal: Array, size: int) -> Array:
     """Compute a symmetric `f` for every element of a batch with every other, each pair of blocks once.
 
-    **Arguments:** as in [`rectangle`][]; f(a, b) is the transpose of f(b, a).
+    **Arguments:** as in [`rectangle`][]; f(a, b) is the transpose of f(b, a) up to rounding. `diagonal`: (n,), the
+    exact values of each element with itself.
 
-    **Returns:** (n, n).
+    **Returns:** (n, n), symmetric to the last bit.
     """
     n = _length(batch)
+
+    # Barriers: XLA would compute a block again for its mirror image, along the slow axis.
+    def own(batch: Batch, diagonal: Array) -> Array:
+        values = lax.optimization_barrier(f(batch, batch))
+        return jnp.where(jnp.eye(len(values), dtype=bool), diagonal[:, None], (values + values.T) / 2)
+
     if n <= size:
-        return f(batch, batch)
+        return own(batch, diagonal)
     # Blocks sit around a table, and each meets those of the half circle to its right: with an odd number of them every
     # pair meets once, and all of them have the same to do.
     count = -(-n // size) // 2 * 2 + 1
-    half = count // 2
-    blocks = _divided(batch, -(-n // count), count)
-    around = jax.tree.map(lambda a: jnp.concatenate([a, a[:half]]), blocks)
+    half, size = count // 2, -(-n // count)
+    # The last blocks share elements with those before them rather than be filled up.
+    starts = np.minimum(np.arange(count) * size, n - size)
+    blocks = jax.tree.map(lambda a: a[starts[:, None] + np.arange(size)], (batch, diagonal))
+    around = jax.tree.map(lambda a: jnp.concatenate([a, a[:half]]), blocks[0])
+    places = jnp.asarray(np.concatenate([starts, starts[:half]]))
 
-    def meet(place: Array) -> Array:
-        right = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, place, half + 1), around)
-        one = jax.tree.map(lambda a: a[0], right)
-        return lax.map(lambda two: jax.checkpoint(f)(one, two), right)
+    def meet_all(result: Array, here: tuple[Array, Batch]) -> tuple[Array, None]:
+        first, one = here
+        at, others = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first + 1, half), (places, around))
 
-    met = lax.map(meet, jnp.arange(count))
-    row, column = np.indices((count, count))
-    steps = (column - row) % count
-    to_the_right = met[row, np.minimum(steps, half)]
-    to_the_left = jnp.swapaxes(met[column, np.minimum((row - column) % count, half)], -1, -2)
-    return _together(jnp.where((steps <= half)[:, :, None, None], to_the_right, to_the_left))[:n, :n]
+        def meet(result: Array, here: tuple[Array, Batch]) -> tuple[Array, None]:
+            second, other = here
+            values = lax.optimization_barrier(jax.checkpoint(f)(one, other))
+            result = lax.dynamic_update_slice(result, values, (places[first], second))
+            return lax.dynamic_update_slice(result, values.T, (second, places[first])), None
+
+        return lax.scan(meet, result, (at, others))[0], None
+
+    def meet_itself(result: Array, here: tuple[Array, tuple[Batch, Array]]) -> tuple[Array, None]:
+        place, block = here
+        return lax.dynamic_update_slice(result, jax.checkpoint(own)(*block), (place, place)), None
+
+    result, _ = lax.scan(meet_all, jnp.zeros((n, n), diagonal.dtype), (jnp.arange(count), blocks[0]))
+    # These come last: where blocks share elements, one met the other as if they were two.
+    return lax.scan(meet_itself, result, (places[:count], blocks))[0]
 
 
 def _length(batch: Batch) -> int:

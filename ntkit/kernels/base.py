@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ class Kernel:
     argument, and its leaves are its hyper-parameters. A new kernel overrides `gram`, and `gram_diagonal` where the
     diagonal has a cheaper formula.
     """
+
+    # Whether `gram(x, None)` is symmetric to the last bit; where it is not, it is made so.
+    exactly_symmetric: ClassVar[bool] = False
 
     # Makes a NumPy scalar times a kernel a kernel, where NumPy would make an array of objects.
     __array_ufunc__ = None
@@ -88,7 +92,7 @@ def _gram(kernel: Kernel, x1: Array, x2: Array | None) -> Array:
         return kernel.gram(x1, x2).astype(jnp.promote_types(x1.dtype, x2.dtype))
     gram = kernel.gram(x1, None).astype(x1.dtype)
     # A matrix product x xᵀ is symmetric up to rounding only, which large inputs make visible.
-    return (gram + gram.T) / 2
+    return gram if kernel.exactly_symmetric else (gram + gram.T) / 2
 
 
 @jax.jit

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,7 @@ class FusedKernel(Kernel):
     architecture: Architecture
     get: Get = dataclasses.field(metadata={"static": True})
     block_pairs: int | None = dataclasses.field(default=None, metadata={"static": True})
+    exactly_symmetric: ClassVar[bool] = True
 
     @property
     def engine(self) -> str:
@@ -65,9 +67,8 @@ class FusedKernel(Kernel):
 
         if x2 is None:
             batch = self._batch(x1, most)
-            values = _blocks.triangle(block, batch, len(x1) if most is None else max(1, math.isqrt(most)))
-            own = self._diagonal(batch, plan, most)
-            return jnp.where(jnp.eye(len(x1), dtype=bool), own[:, None], values)
+            side = _side_in_cache(len(x1), x1.dtype.itemsize) if most is None else max(1, math.isqrt(most))
+            return _blocks.triangle(block, batch, self._diagonal(batch, plan, most), side)
         x2 = self._images(x2)
         first, second = self._batches(x1, x2, most)
         # The second images are the ones that are moved: fewer of them cost less.
@@ -134,6 +135,14 @@ class FusedKernel(Kernel):
         statistics = jax.local_devices()[0].memory_stats() or {}
         memory = statistics.get("bytes_limit", MEMORY_BYTES) * MEMORY_SHARE
         return max(1, int(memory / ((4 * between + ALIVE * pixels) * itemsize)))
+
+
+def _side_in_cache(n: int, itemsize: int) -> int:
+    """Give the side of the blocks of a symmetric matrix of n inputs without pixels.
+
+    A block that stays in the cache is mirrored without a further pass through memory.
+    """
+    return math.isqrt(CACHE_BYTES // itemsize) if jax.default_backend() == "cpu" else n
 
 
 def _sides(n1: int, n2: int, most: int | None) -> tuple[int, int]:
