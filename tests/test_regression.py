@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import warnings
 
@@ -10,7 +9,7 @@ import pytest
 import ntkit
 from ntkit import _neural_tangents as nt
 from ntkit import regression
-from ntkit.kernels import Kernel
+from tests.solvers.gaussian import Gaussian
 
 ERF = ntkit.ntk(ntkit.fc(1, activation="erf"))
 RELU = ntkit.ntk(ntkit.fc(1))
@@ -153,17 +152,6 @@ def test_flow_in_float32_at_all_times(x: np.ndarray) -> None:
 
 
 # Derivatives, in float64, in both modes.
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Gaussian(Kernel):
-    """A kernel that compiles in no time."""
-
-    scale: float
-
-    def gram(self, x1, x2):
-        return jnp.exp(-self.scale * jnp.sum((x1[:, None] - (x1 if x2 is None else x2)) ** 2, -1))
 
 
 def value_and_derivatives(f):

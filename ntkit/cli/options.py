@@ -68,7 +68,7 @@ class KernelOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedOptions:
-    """On which devices: JAX's first one, or all of all processes that were started together."""
+    """On which devices: all that JAX sees, or those of all processes that were started together."""
 
     distributed: bool = False
     """Use all devices of all processes that run this same command. JAX finds the others by itself on TPU slices and
@@ -116,8 +116,9 @@ class DistributedOptions:
             warnings.simplefilter("ignore")  # process 0 gives them too
 
     def mesh(self) -> jax.sharding.Mesh | None:
-        """Give a mesh of all devices, or None without `--distributed`."""
-        return jax.sharding.Mesh(np.array(jax.devices()), ("all",)) if self.distributed else None
+        """Give a mesh of all devices, or None for a single one of a single process."""
+        devices = np.array(jax.devices())
+        return jax.sharding.Mesh(devices, ("all",)) if self.distributed or devices.size > 1 else None
 
     def group(self) -> Group:
         """Give the processes that run this command."""

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from ntkit.gram.devices import _shard_map, check_mesh, spans_processes
+from ntkit.gram.devices import check_mesh, on_each, spans_processes, with_one_axis
 from ntkit.gram.processes import Group
 
 Tree = TypeVar("Tree")
@@ -41,7 +41,7 @@ class Devices:
         if mesh is None:
             return cls()
         check_mesh(mesh)
-        return cls(Mesh(mesh.devices.flatten(), (_AXIS,)))
+        return cls(with_one_axis(mesh, _AXIS))
 
     @property
     def group(self) -> Group:
@@ -55,7 +55,7 @@ class Devices:
         if self.mesh is None:
             return function
         same = PartitionSpec()
-        return _shard_map()(function, mesh=self.mesh, in_specs=same, out_specs=same)
+        return on_each(self.mesh, function, same, same)
 
     def own(self, batch: Tree) -> Tree:
         """Give this device's part of a batch, a pytree of arrays (n, …): as many rows on each, some of them twice."""

@@ -157,8 +157,9 @@ def kip(
         totals=_Totals.zero(images.dtype),
     )
     # An array of its own for each leaf: some optimizers begin with the parameters themselves in their state, and a
-    # dispatch gives the memory of every leaf away.
-    state = jax.tree.map(jnp.copy, state)
+    # dispatch gives the memory of every leaf away. And none of a weak type, which only the first state would have: the
+    # second dispatch would be compiled anew.
+    state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), state)
     loop = _Loop(algorithm, fixed, steps, log_every, evaluate, run, checkpoint_every, show_progress)
     state, records = loop(state)
     parameters = constant | devices.on_host(state.learned)

@@ -18,6 +18,7 @@ from ntkit.kernels import Kernel
 Inputs: TypeAlias = Array | np.ndarray
 
 Work = TypeVar("Work")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Round(NamedTuple):
@@ -51,8 +52,7 @@ def on_mesh(
     # JAX may have sharded an array over the very mesh; each device wants other rows of it.
     x1 = np.asarray(x1)
     other = x1 if x2 is None else np.asarray(x2)
-    # The axes of the caller's mesh mean nothing here.
-    mesh = Mesh(mesh.devices.flatten(), (_AXIS,))
+    mesh = with_one_axis(mesh, _AXIS)
     devices = mesh.devices.size
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
 
@@ -80,6 +80,23 @@ def on_mesh(
         return Round(batch, [(tile, tile.owned(own[i])) for i, tile in enumerate(batch) if i in own])
 
     return _one_ahead(_deal(tiles, devices), start, finish)
+
+
+def on_each(mesh: Mesh, function: Function, in_specs: Any, out_specs: Any) -> Function:
+    """Run a function on each device of a mesh, on what lies there."""
+    # What varies over the mesh is known here, and not every kernel's loops can say it.
+    if hasattr(jax, "shard_map"):
+        shard_map: Any = functools.partial(jax.shard_map, check_vma=False)
+    else:
+        old = importlib.import_module("jax.experimental.shard_map")
+        shard_map = functools.partial(old.shard_map, check_rep=False)
+    mapped: Function = shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    return mapped
+
+
+def with_one_axis(mesh: Mesh, name: str) -> Mesh:
+    """Give all devices of a mesh one axis: those of a caller's mesh mean nothing here."""
+    return Mesh(mesh.devices.flatten(), (name,))
 
 
 def spans_processes(mesh: Mesh) -> bool:
@@ -128,14 +145,5 @@ def _round(mesh: Mesh, everywhere: bool, kernel: Kernel, left: Array, right: Arr
         return jax.lax.all_gather(result, _AXIS) if everywhere else result[None]
 
     spread, whole = PartitionSpec(_AXIS), PartitionSpec()
-    return _shard_map()(block, mesh=mesh, in_specs=(whole, spread, spread), out_specs=whole if everywhere else spread)(
-        kernel, left, right
-    )
-
-
-def _shard_map() -> Callable[..., Any]:
-    # What varies over the mesh is known here, and not every kernel's loops can say it.
-    if hasattr(jax, "shard_map"):
-        return functools.partial(jax.shard_map, check_vma=False)
-    old = importlib.import_module("jax.experimental.shard_map")
-    return functools.partial(old.shard_map, check_rep=False)
+    blocks = on_each(mesh, block, (whole, spread, spread), whole if everywhere else spread)
+    return blocks(kernel, left, right)

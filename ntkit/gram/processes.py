@@ -41,7 +41,8 @@ class Group:
             return values
         from jax.experimental import multihost_utils
 
-        return np.asarray(multihost_utils.broadcast_one_to_all(values, is_source=self.leads))
+        # The values are added up to send them, and the older JAX adds up small integers in a wider type.
+        return np.asarray(multihost_utils.broadcast_one_to_all(values, is_source=self.leads), values.dtype)
 
     def _gather(self, flag: bool) -> list[int]:
         """Give the processes that raise a flag."""

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ntkit.kernels._blocks import balanced
+
 
 class Tile(NamedTuple):
     """One block: the part of the matrix that it fills, and the inputs that it is computed from.
@@ -52,12 +54,8 @@ class Tiling:
 
 def cut(n1: int, n2: int, side: int, symmetric: bool) -> Tiling:
     """Cut a matrix into as few blocks as have at most `side` inputs a side, of nearly equal size."""
-    return Tiling(n1, n2, _balanced(n1, side), _balanced(n2, side), symmetric)
-
-
-def _balanced(n: int, side: int) -> int:
     # Of equal blocks the last one overlaps the one before by less than one input per block.
-    return -(-n // -(-n // side))
+    return Tiling(n1, n2, balanced(n1, side), balanced(n2, side), symmetric)
 
 
 def _spans(n: int, side: int) -> list[tuple[slice, slice]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 import os
 import re
@@ -106,6 +107,9 @@ def restore(directory: Path, like: State) -> tuple[int, State] | None:
     - `ValueError`: the checkpoint has other leaves, shapes or dtypes than `like`.
     - `OSError`: there are checkpoints, but none can be read.
     """
+    # Not only at the first save: orbax imports Pallas, which adds to the settings that every compilation of JAX depends
+    # on, and what was compiled before would be compiled once more.
+    importlib.import_module("orbax.checkpoint")
     _remove_partial(directory)
     candidates = finished(directory)[::-1]
     damaged = []

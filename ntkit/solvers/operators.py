@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ntkit.gram import gram as gram_in_blocks
+from ntkit.gram.devices import on_each
 from ntkit.kernels import Kernel
 from ntkit.solvers import products
-from ntkit.solvers.placement import ROWS, WHOLE, flat_mesh, gathered, on_each, replicated, rows_apart
+from ntkit.solvers.placement import ROWS, WHOLE, flat_mesh, gathered, replicated, rows_apart
 
 # What one read from disk may take.
 READ_BYTES = 2**28

@@ -5,9 +5,6 @@ One device is a mesh too. Each process of several calls these functions with the
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
+
+from ntkit.gram.devices import spans_processes, with_one_axis
 
 AXIS = "rows"
 WHOLE = PartitionSpec()
@@ -26,14 +25,13 @@ def flat_mesh(mesh: Mesh | None, near: object = None) -> Mesh:
     if mesh is None:
         array = near if isinstance(near, jax.Array) else jnp.zeros(())
         return Mesh(np.asarray(sorted(array.devices(), key=lambda device: device.id)[:1]), (AXIS,))
-    # The axes of the caller's mesh mean nothing here.
-    return Mesh(mesh.devices.flatten(), (AXIS,))
+    return with_one_axis(mesh, AXIS)
 
 
 def replicated(mesh: Mesh, array: Array | np.ndarray) -> Array:
     """Put an array on every device."""
     sharding = NamedSharding(mesh, WHOLE)
-    if _is_local(mesh):
+    if not spans_processes(mesh):
         return jax.device_put(array, sharding)
     held = np.asarray(array)
     return jax.make_array_from_callback(held.shape, sharding, lambda _: held)
@@ -61,18 +59,3 @@ def rows_apart(mesh: Mesh, matrix: Array | np.ndarray, start: int, count: int, d
 def gathered(mesh: Mesh, array: Array) -> Array:
     """Inside compiled code: have an array whole on every device."""
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, WHOLE))
-
-
-def on_each(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """Run a function on each device, on what lies there."""
-    # What varies over the mesh is known here, and not every kernel's loops can say it.
-    if hasattr(jax, "shard_map"):
-        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    old = importlib.import_module("jax.experimental.shard_map")
-    return functools.partial(old.shard_map, check_rep=False)(
-        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs
-    )
-
-
-def _is_local(mesh: Mesh) -> bool:
-    return all(device.process_index == jax.process_index() for device in mesh.devices.flat)

@@ -11,8 +11,10 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from ntkit.gram.devices import on_each
 from ntkit.kernels import Kernel
-from ntkit.solvers.placement import AXIS, ROWS, WHOLE, gathered, on_each
+from ntkit.kernels._blocks import balanced
+from ntkit.solvers.placement import AXIS, ROWS, WHOLE, gathered
 
 # What one tile may use.
 TILE_BYTES = 2**26
@@ -36,7 +38,8 @@ def cross_product(
     # A batch of few inputs beside a large support gives wide tiles, and the other way round.
     rows = min(len(x), max(math.isqrt(pairs), pairs // len(support)))
     columns = min(len(support), pairs // rows)
-    rows, columns = _balanced(len(x), rows), _balanced(len(support), columns)
+    # Of nearly equal tiles little is padding.
+    rows, columns = balanced(len(x), rows), balanced(len(support), columns)
     return _compiled_cross_product(rows, columns, kernel, x, support, weights)
 
 
@@ -136,8 +139,3 @@ def _at(x: Array, start: Array, side: int) -> Array:
 
 def _add_at(total: Array, start: Array, part: Array) -> Array:
     return lax.dynamic_update_slice_in_dim(total, _at(total, start, len(part)) + part, start, 0)
-
-
-def _balanced(n: int, side: int) -> int:
-    # Of nearly equal tiles little is padding.
-    return -(-n // -(-n // side))

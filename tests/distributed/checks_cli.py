@@ -5,9 +5,20 @@ import io
 import json
 
 import jax
+import numpy as np
+import pytest
 
-from ntkit.cli import main
+from ntkit.cli import main, options
+from ntkit.data import Dataset, Split
 from ntkit.distill import Distilled
+from tests.distill.small import clouds
+
+
+def three_clouds(name, data_dir):
+    """A data set of 3 classes, 2×2×1: most of what the command compiles, it compiles for each class."""
+    images, labels = clouds(60)
+    images, labels = np.clip(images, 0, 1).reshape(60, 2, 2, 1), labels.astype(np.int32)
+    return Dataset(name, Split(images[:42], labels[:42]), Split(images[42:], labels[42:]), 3, ("a", "b", "c"))
 
 
 def ntkit(*arguments):
@@ -24,19 +35,21 @@ def ntkit(*arguments):
 def check_distill(mesh, directory):
     if jax.process_count() == 1:
         return
-    small = ("--steps", 8, "--target-batch", 50, "--full-set-limit", 100, "--log-every", 5)
     path = directory / "cli"
-    output, errors, status = ntkit("distill", "--distributed", *small, "--out", path)
-    assert status == 0, errors
-    assert ("10 distilled" in output) == (jax.process_index() == 0)
-    assert jax.process_index() == 0 or not output + errors
-    # Both must be there before either looks, and the second run must not begin before they have.
-    wait()
-    assert len(Distilled.load(path / "distilled.npz").images) == 10
-    stored = json.loads((path / "config.json").read_text())
-    assert stored["device"]["processes"] == 2
-    assert "distributed" not in stored["config"]
-    _, errors, status = ntkit("distill", "--distributed", *small, "--out", path)
+    small = ("--kernel", "nngp", "--steps", 8, "--target-batch", 30, "--log-every", 5, "--out", path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options, "load", three_clouds)
+        output, errors, status = ntkit("distill", "--distributed", *small)
+        assert status == 0, errors
+        assert ("3 distilled" in output) == (jax.process_index() == 0)
+        assert jax.process_index() == 0 or not output + errors
+        # Both must be there before either looks, and the second run must not begin before they have.
+        wait()
+        assert len(Distilled.load(path / "distilled.npz").images) == 3
+        stored = json.loads((path / "config.json").read_text())
+        assert stored["device"]["processes"] == 2
+        assert "distributed" not in stored["config"]
+        _, errors, status = ntkit("distill", "--distributed", *small)
     assert status == 2
     assert errors.count("\n") == 1
     assert ("already holds a run" if jax.process_index() == 0 else "process 0 failed") in errors

@@ -53,6 +53,32 @@ def same(one, other, **tolerance):
         np.testing.assert_allclose(got, expected, **tolerance)
 
 
+def check_interrupted_and_resumed(mesh, directory):
+    """A signal reaches one process alone; both stop there, and go on from what the first one has on disk."""
+    # The first check: a run imports orbax, and what JAX compiled before that it compiles again after it.
+    leads = jax.process_index() == 0
+    run = Run.create(directory / "run", {}) if leads else None
+    calls = []
+
+    def interrupt(model):
+        calls.append(model)
+        if len(calls) == 2 and jax.process_index() == jax.process_count() - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return {"norm": float(jnp.sum(model.weights**2))}
+
+    where = f", saved in {run.path}" if leads else "$"
+    with pytest.raises(Interrupted, match=f"stopped after 4 of 7 steps{where}") as caught:
+        kip(mesh, run=run, evaluate=interrupt)
+    assert caught.value.signal == signal.SIGTERM
+    undisturbed = kip(mesh)
+    resumed = kip(mesh, run=Run.resume(run.path) if leads else None)
+    np.testing.assert_array_equal(resumed.images, undisturbed.images)
+    np.testing.assert_array_equal(resumed.history["loss"], undisturbed.history["loss"])
+    assert np.isfinite(resumed.history["norm"]).sum() == 2
+    if leads:
+        assert [record["step"] for record in run.metrics()] == [2, 4, 6, 7]
+
+
 def check_equals_one_device(mesh, directory):
     same(kip(mesh), kip(None), rtol=1e-6, atol=1e-6)
 
@@ -75,31 +101,6 @@ def check_any_loss_and_optimizer(mesh, directory):
 def check_label_solve(mesh, directory):
     solved = [distill.label_solve(RBF(), IMAGES[:6], IMAGES, LABELS, ridge=1e-3, mesh=each) for each in (mesh, None)]
     same(*solved, rtol=1e-4, atol=1e-5)
-
-
-def check_interrupted_and_resumed(mesh, directory):
-    """A signal reaches one process alone; both stop there, and go on from what the first one has on disk."""
-    leads = jax.process_index() == 0
-    undisturbed = kip(mesh)
-    run = Run.create(directory / "run", {}) if leads else None
-    calls = []
-
-    def interrupt(model):
-        calls.append(model)
-        if len(calls) == 2 and jax.process_index() == jax.process_count() - 1:
-            signal.raise_signal(signal.SIGTERM)
-        return {"norm": float(jnp.sum(model.weights**2))}
-
-    where = f", saved in {run.path}" if leads else "$"
-    with pytest.raises(Interrupted, match=f"stopped after 4 of 7 steps{where}") as caught:
-        kip(mesh, run=run, evaluate=interrupt)
-    assert caught.value.signal == signal.SIGTERM
-    resumed = kip(mesh, run=Run.resume(run.path) if leads else None)
-    np.testing.assert_array_equal(resumed.images, undisturbed.images)
-    np.testing.assert_array_equal(resumed.history["loss"], undisturbed.history["loss"])
-    assert np.isfinite(resumed.history["norm"]).sum() == 2
-    if leads:
-        assert [record["step"] for record in run.metrics()] == [2, 4, 6, 7]
 
 
 def check_an_error_of_one_process_reaches_all(mesh, directory):

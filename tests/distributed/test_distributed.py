@@ -14,7 +14,8 @@ def start(devices, *arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "tests.distributed", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        # Nearly all of the time is compilation, of what then runs for milliseconds.
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

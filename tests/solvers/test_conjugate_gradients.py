@@ -1,4 +1,3 @@
-import dataclasses
 import warnings
 
 import jax
@@ -8,20 +7,8 @@ import pytest
 
 import ntkit
 from ntkit import regression
-from ntkit.kernels import Kernel
 from ntkit.regression import CG, ConvergenceWarning
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Gaussian(Kernel):
-    """A kernel that compiles in no time, and whose matrices are as ill-conditioned as it is wide."""
-
-    scale: float
-
-    def gram(self, x1, x2):
-        return jnp.exp(-self.scale * jnp.sum((x1[:, None] - (x1 if x2 is None else x2)) ** 2, -1))
-
+from tests.solvers.gaussian import Gaussian
 
 SMOOTH = Gaussian(0.3)
 RNG = np.random.default_rng(0)
