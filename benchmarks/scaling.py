@@ -3,7 +3,7 @@
     python benchmarks/scaling.py
 
 Prints the tables of docs/scaling.md. Times per pair are those of benchmarks/results/kernels-*.json, which
-benchmarks/kernels.py writes, a table for each file; without such a file, those below. Nothing here is run at size.
+benchmarks/kernels.py writes, a table for each file. Nothing here is run at size.
 """
 
 from __future__ import annotations
@@ -22,23 +22,15 @@ IMAGE_BYTES = 4 * 32 * 32 * 3
 # The target batch of KIP, and support sets of 1, 10 and 50 images for each of 10 classes.
 TARGETS, SUPPORTS = 5000, (10, 100, 500)
 
-# Seconds per pair, forward, measured on 2 CPU cores that others used too: rounded, until there is a file of results.
-ROUNDED = {"fc3": 20e-9, "conv3": 0.02e-3, "convnet3": 1.0e-3, "myrtle5": 7e-3}
-
 
 def measured() -> Iterator[tuple[str, dict[str, float]]]:
     """Give the devices, each with its seconds per pair by the names of the rows."""
-    found = False
     for path in sorted(RESULTS.glob("kernels-*.json")):
         result = json.loads(path.read_text())
         rows = {name: row["ntkit"]["seconds_per_pair"] for name, row in result["rows"].items() if "ntkit" in row}
         if rows and not result["quick"]:
-            found = True
             device = result["device"]
-            cores = f", {device['cores']} cores" if device["platform"] == "cpu" else ""
-            yield f"{device['kind']}{cores}", rows
-    if not found:
-        yield "2 CPU cores (rounded)", ROUNDED
+            yield f"CPU of {device['cores']} cores" if device["platform"] == "cpu" else device["kind"], rows
 
 
 def duration(seconds: float) -> str:
