@@ -155,7 +155,8 @@ def test_a_kernel_of_ones_own() -> None:
 
     kernel = Gaussian(0.5)
     np.testing.assert_allclose(kernel.diagonal(X1), np.ones(4))
-    np.testing.assert_allclose((kernel * FC)(X1), kernel(X1) * FC(X1), rtol=1e-6)
+    # Compiled in one program or in two, entries of order 1 differ by rounding, also where they nearly cancel.
+    np.testing.assert_allclose((kernel * FC)(X1), kernel(X1) * FC(X1), rtol=1e-6, atol=1e-7)
     with pytest.raises(AttributeError, match="Gaussian names no engine"):
         _ = kernel.engine
 
