@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,6 +19,14 @@ from ntkit import _neural_tangents as nt
 
 KEY = random.key(0)
 IMPLEMENTATIONS = ["JACOBIAN_CONTRACTION", "NTK_VECTOR_PRODUCTS", "STRUCTURED_DERIVATIVES"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_compilation() -> Iterator[None]:
+    """What is tested is what is computed: nearly all of the time would be LLVM's, for programs that run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def python(code: str, **environment: str) -> str:
