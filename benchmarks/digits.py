@@ -1,6 +1,8 @@
 """Ten digits, distilled with a fully-connected and with a convolutional kernel, beside each other.
 
-    python benchmarks/digits.py [--quick] [--seeds 0 1 2] [--out benchmarks/results/digits-cpu.json]
+    JAX_NUM_CPU_DEVICES=2 python benchmarks/digits.py [--quick] [--seeds 0 1 2] [--out FILE]
+
+The variable says how many CPU cores share the convolutional kernel.
 
 Each row is the command `ntkit distill` as a user types it, in a process of its own, and what it says at its end: test
 accuracies of a kernel regression on 10 distilled images (one per class, labels learned), on 10 real ones (10 draws)
@@ -20,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from ntkit.runs import atomic_write
 from ntkit.runs.environment import device, versions
@@ -68,8 +72,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = [measure(name, 3 if options.quick else STEPS[name], options.seeds) for name in options.architectures]
     if options.out is not None:
-        environment = {"XLA_FLAGS": os.environ.get("XLA_FLAGS"), "cores": os.cpu_count()}
-        result = {"rows": rows, "seeds": options.seeds, "device": device(), "versions": versions(), **environment}
+        here = {**device(), "devices": jax.device_count(), "cores": os.cpu_count()}
+        result = {"rows": rows, "seeds": options.seeds, "device": here, "versions": versions()}
         with atomic_write(options.out, "w") as file:
             file.write(json.dumps(result, indent=2) + "\n")
 
