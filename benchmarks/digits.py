@@ -50,14 +50,19 @@ def mean_and_spread(values: list[float]) -> dict[str, Any]:
     }
 
 
+def in_words(accuracy: dict[str, Any]) -> str:
+    """Say a mean, with the spread where there is one."""
+    spread = "" if accuracy["std"] is None else f" ± {100 * accuracy['std']:.1f}"
+    return f"{100 * accuracy['mean']:.1f}{spread} %"
+
+
 def measure(architecture: str, steps: int, seeds: list[int]) -> dict[str, Any]:
     """Give one architecture's row."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [distil(architecture, steps, seed, Path(folder) / str(seed)) for seed in seeds]
     accuracies = {name: mean_and_spread([found[name] for found, _ in runs]) for name in runs[0][0]}
     seconds = [seconds for _, seconds in runs]
-    in_percent = {name: (100 * found["mean"], 100 * (found["std"] or 0)) for name, found in accuracies.items()}
-    said = ", ".join(f"{name} {mean:.1f} ± {std:.1f} %" for name, (mean, std) in in_percent.items())
+    said = ", ".join(f"{name} {in_words(found)}" for name, found in accuracies.items())
     print(f"{architecture}, {steps} steps: {said}; {statistics.mean(seconds):.0f} s", flush=True)
     return {"architecture": architecture, "steps": steps, "accuracy": accuracies, "seconds": seconds}
 
