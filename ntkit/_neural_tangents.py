@@ -344,7 +344,8 @@ def _repair_empirical(empirical: Any) -> None:
         def checked(*args: Any, **kwargs: Any) -> Any:
             try:
                 return ntk_fn(*args, **kwargs)
-            # What neural-tangents raises where a primitive of the network has no structural rule.
+            # Not ours: it is how neural-tangents says that a primitive of the network has no structural rule, and
+            # only running the network through its rules tells. Users meet a ValueError that names what works.
             except NotImplementedError as error:
                 raise UnstructuredNetworkError(
                     "implementation: got NtkImplementation.STRUCTURED_DERIVATIVES for a network of which it has no "

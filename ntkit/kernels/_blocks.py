@@ -103,10 +103,10 @@ def _length(batch: Batch) -> int:
     return int(jax.tree.leaves(batch)[0].shape[0])
 
 
-def _divided(batch: Batch, size: int, count: int | None = None) -> Batch:
+def _divided(batch: Batch, size: int) -> Batch:
     """Divide arrays (n, …) into (count, size, …), filled up with zeros."""
     n = _length(batch)
-    count = -(-n // size) if count is None else count
+    count = -(-n // size)
 
     def divide(a: Array) -> Array:
         filled = jnp.pad(a, [(0, count * size - n)] + [(0, 0)] * (a.ndim - 1))
