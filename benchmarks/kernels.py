@@ -9,6 +9,7 @@ which is the one to trust where others use the machine:
 - `convnet3`, `myrtle5`, `conv3`, and each `-gradient`: the time per pair of 32×32×3 images, of the NTK or of its
   weighted sum and the gradient of that to the first images. ntkit has 16×16 pairs or more, as in use, and
   neural-tangents, jitted, whichever size of those tried has the smallest median. That both agree is measured too.
+- `convnet3-pallas`: the same with the first stage in one Pallas kernel, against ours without it; on a GPU only.
 - `fc3`, `fc3-symmetric`: the NTK of 4,000 vectors of 784 with 4,000 others, and with themselves, in times of the
   product X Xᵀ alone.
 - `compile`: tracing and compiling myrtle(10) with its gradient, nothing cached.
@@ -106,11 +107,13 @@ class Work:
     """A row of the table.
 
     **Fields:** `measure`: gives the `"value"` that the goal is about, with all that was measured beside it.
+    `needs_gpu`: whether it means anything only there.
     """
 
     what: str
     goal: Goal
     measure: Callable[[Settings], Row]
+    needs_gpu: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,6 +405,29 @@ def as_n_doubles(size: int, side: Row, make: Callable[[int], Program], quick: bo
     return {str(n): s for n, s in found.items()}
 
 
+def pallas_row(work: Images, settings: Settings) -> Row:
+    """Measure the first stage in one kernel against the one that XLA makes."""
+    size = sizes(work, settings.quick)[0]
+    ours = {
+        name: image_program(ntkit.ntk(work.architecture, pallas=name == "pallas"), work, size)
+        for name in ("pallas", "xla")
+    }
+    seconds = in_turns(ours, settings)
+    peak = measured_peak(settings.quick)
+    sides = {name: summary(run, seconds[name], size**2, peak) for name, run in ours.items()}
+    for name, side in sides.items():
+        print(line(name, f"{size}×{size} pairs", side))
+    found, expected = (run() for run in ours.values())
+    error = float(jnp.max(jnp.abs(found - expected)) / jnp.max(jnp.abs(expected)))
+    print(f"  largest difference between the two: {error:.1e} of the largest value")
+    return {
+        **compared(sides["xla"], sides["pallas"]),
+        "images_on_either_side": size,
+        **sides,
+        "relative_difference": error,
+    }
+
+
 def line(name: str, size: str, side: Row) -> str:
     """Say what was measured of one side."""
     least, most = (duration(seconds) for seconds in side["least_and_most_seconds_per_pair"])
@@ -589,6 +615,12 @@ def works(quick: bool) -> dict[str, Work]:
         ),
         "convnet3": images(convnet, False, 25, 40),
         "convnet3-gradient": images(convnet, True, 15, 30),
+        "convnet3-pallas": Work(
+            f"{convnet.name} NTK, the first stage in a Pallas kernel, against the same without",
+            Goal(1, 2, "×"),
+            functools.partial(pallas_row, Images(convnet, False, 8 if quick else 32)),
+            needs_gpu=True,
+        ),
         "myrtle5": images(myrtle, False, 15, 30),
         "myrtle5-gradient": images(myrtle, True, 10, 20),
         "conv3": images(conv, False, 2, 5),
@@ -618,6 +650,9 @@ def main() -> None:
         if options.only and name not in options.only:
             continue
         print(f"{name}: {work.what}", flush=True)
+        if work.needs_gpu and jax.default_backend() != "gpu":
+            print("  left out: there is no GPU")
+            continue
         row = work.measure(settings)
         measured[name] = {"what": work.what, **row, **work.goal.row(row["value"])}
         print(f"  {work.goal.said(row['value'], options.quick)}", flush=True)

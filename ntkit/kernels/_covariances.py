@@ -11,6 +11,7 @@ differentiated, so that they too need no more memory than the covariances at one
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ntkit.architectures import Activation, Conv, Dense, Parameterization
+from ntkit.kernels import _first_stage
 from ntkit.kernels._moments import MOMENTS, Keep, Maps
 from ntkit.kernels._stages import Axis, Cells, Layers, Stage
 
@@ -53,10 +55,15 @@ class Covariances(NamedTuple):
 
 
 class Recursion(NamedTuple):
-    """What is the same for all layers."""
+    """What is the same for all layers.
+
+    **Fields:** `tangent`: whether T is asked for. `pallas`: whether the first stage is one kernel of a GPU, where it
+    can be.
+    """
 
     parameterization: Parameterization
     tangent: bool
+    pallas: bool = False
 
 
 def kernel(recursion: Recursion, stages: tuple[Stage, ...], first: Batch, second: Batch, *, same: bool) -> Array:
@@ -100,7 +107,7 @@ def variances(
                 variance = _affine(layer, _window_mean(layer, variance, links, _again))
         if i < len(stages):
             batch = Batch(images, tuple(found[passed:]))
-            values = _through(recursion._replace(tangent=False), stages[i], batch, batch, values, False)
+            values = _through(recursion._replace(tangent=False, pallas=False), stages[i], batch, batch, values, False)
     return tuple(found)
 
 
@@ -136,16 +143,31 @@ def _through(
     affine = any(not isinstance(layer, Activation) for layer in layers)
     tangent = recursion.tangent and (affine or (values is not None and values.ntk is not None))
 
-    planes1, unpack = _packed(first, values is None, same)
-    planes2, _ = _packed(second, values is None, same)
+    channels = first.images.shape[2] if values is None else 0
+    planes1, unpack = _packed(first, channels, same)
+    planes2, _ = _packed(second, channels, same)
 
-    def unpacked(row: _Row, column: _Row, layers: Any, values: Covariances | None, *planes: Array) -> Covariances:
-        return at(row, column, layers, values, *map(unpack, planes))
+    def at_planes(row: _Row, column: _Row, layers: Any, values: Covariances | None, *planes: Array) -> Covariances:
+        sides = (unpack(a[:, :, :channels], [a[:, :, i] for i in range(channels, a.shape[2])]) for a in planes)
+        return at(row, column, layers, values, *sides)
 
     def empty(*shape: int) -> Covariances:
         return Covariances(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype) if tangent else None)
 
-    return _at_all_displacements(stage, tables, pairs, unpacked, empty, keep)(layers, values, planes1, planes2)
+    def at_patches(layers: Any, mean: Array, known1: list[Array], known2: list[Array]) -> Covariances:
+        # To patches of images the convolution is one of a single pixel.
+        single = (dataclasses.replace(layers[0], window=(1, 1)), *layers[1:])
+        one, other = unpack(mean, known1), unpack(mean, known2)
+        return _layers(
+            recursion, single, fan_ins, Covariances(mean, None), one, other, [[] for _ in single], _again, None
+        )
+
+    at_once = None
+    if recursion.pallas and channels and not same and _first_stage.supports(stage, channels, dtype):
+        at_once = functools.partial(_first_stage.through, stage, at_patches, channels)
+    return _at_all_displacements(stage, tables, pairs, at_planes, empty, keep, at_once)(
+        layers, values, planes1, planes2
+    )
 
 
 def _at_all_displacements(
@@ -155,16 +177,21 @@ def _at_all_displacements(
     at: Callable[..., Covariances],
     empty: Callable[..., Covariances],
     keep: Keep,
+    at_once: Callable[[Any, Array, Array], Covariances] | None,
 ) -> Callable[[Any, Covariances | None, Array, Array], Covariances]:
     """Give the function that goes through a stage's displacements, one after the other, with its derivative.
 
     **Arguments:** `at`: computes the covariances at one displacement, by its row and column. `empty`: zeros of a shape.
+    `at_once`: computes the same as all of it, if there is something better. Derivatives go one after the other.
     """
     (vertical, horizontal), (rows, columns) = stage.axes, tables
     height, width = vertical.cells.count, horizontal.cells.count
 
     @jax.custom_vjp
     def through(layers: Any, values: Covariances | None, planes1: Array, planes2: Array) -> Covariances:
+        if at_once is not None:
+            return at_once(layers, planes1, planes2)
+
         def along_x(total: Covariances, here: Any) -> tuple[Covariances, None]:
             column = columns.read(here[0])
             turned = jnp.roll(planes2, -column.displacement, axis=-1)
@@ -215,20 +242,23 @@ def _at_all_displacements(
     return through
 
 
-def _packed(batch: Batch, images: bool, variances: bool) -> tuple[Array, Callable[[Array], Batch]]:
-    """Put what a stage needs of a batch into one array (n1, n2, planes, height, width), which is moved at once."""
+def _packed(batch: Batch, channels: int, variances: bool) -> tuple[Array, Callable[[Array, list[Array]], Batch]]:
+    """Put what a stage needs of a batch into one array (n1, n2, planes, height, width), which is moved at once.
+
+    **Arguments:** `channels`: of the images, or 0 where they are not needed. `variances`: whether they are needed.
+
+    **Returns:** the array, and what makes a batch of the images, its first planes, and a list of the other planes.
+    """
     used = tuple((v if variances else (), maps) for v, maps in batch.variances)
     leaves, tree = jax.tree.flatten(used)
-    channels = batch.images.shape[2] if images else 0
-    parts = [batch.images] if images else []
+    parts = [batch.images] if channels else []
     parts += [leaf[:, :, None] for leaf in leaves]
     if not parts:
         # A stage without activations needs nothing but the covariances.
         parts = [jnp.zeros((*batch.images.shape[:2], 0, 1, 1), batch.images.dtype)]
 
-    def unpack(planes: Array) -> Batch:
-        maps = [planes[:, :, channels + i] for i in range(len(leaves))]
-        return Batch(planes[:, :, :channels], jax.tree.unflatten(tree, maps))
+    def unpack(images: Array, known: list[Array]) -> Batch:
+        return Batch(images, jax.tree.unflatten(tree, known))
 
     return jnp.concatenate(parts, axis=2), unpack
 

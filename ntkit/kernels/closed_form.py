@@ -17,7 +17,9 @@ Engine: TypeAlias = Literal["auto", "fused", "neural_tangents"]
 ENGINES: tuple[Engine, ...] = ("auto", "fused", "neural_tangents")
 
 
-def ntk(architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None) -> Kernel:
+def ntk(
+    architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None, pallas: bool = False
+) -> Kernel:
     """Give the neural tangent kernel of an infinitely wide network (Jacot et al. 2018, arXiv:1806.07572).
 
     **Arguments:**
@@ -28,23 +30,27 @@ def ntk(architecture: Architecture, engine: Engine = "auto", *, block_pairs: int
       `kernel.engine` says which it is.
     - `block_pairs`: pairs of images that the fused engine computes at once; its memory grows with it. `None`: as many
       as suit the device's caches and memory.
+    - `pallas`: whether the fused engine takes a first convolution, its nonlinearity and 2×2 pooling in one kernel of
+      the GPU, written in Pallas; forward, in float32. Elsewhere than on a GPU it is interpreted, which is slow.
 
     **Returns:** a [`Kernel`][] whose leaves are the `W_std` and `b_std` of the architecture's layers.
 
     **Raises:** `ValueError` that names the argument.
     """
-    return _closed_form(architecture, "ntk", engine, block_pairs)
+    return _closed_form(architecture, "ntk", engine, block_pairs, pallas)
 
 
-def nngp(architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None) -> Kernel:
+def nngp(
+    architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None, pallas: bool = False
+) -> Kernel:
     """Give the covariance of an infinitely wide random network's outputs (Lee et al. 2018, arXiv:1711.00165).
 
     **Arguments, returns, raises:** as in [`ntk`][].
     """
-    return _closed_form(architecture, "nngp", engine, block_pairs)
+    return _closed_form(architecture, "nngp", engine, block_pairs, pallas)
 
 
-def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pairs: int | None) -> Kernel:
+def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pairs: int | None, pallas: bool) -> Kernel:
     if not isinstance(architecture, Architecture):
         raise ValueError(
             f"architecture: got {type(architecture).__name__}, expected an ntkit.Architecture such as ntkit.fc(1)"
@@ -60,7 +66,10 @@ def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pai
         raise ValueError(f"block_pairs: got {block_pairs!r}, expected a positive integer or None")
     if block_pairs is not None and not fused:
         raise ValueError(f"block_pairs: got {block_pairs}, expected None with the engine 'neural_tangents'")
-    return FusedKernel(architecture, get, block_pairs) if fused else NeuralTangentsKernel(architecture, get)
+    if not isinstance(pallas, bool) or (pallas and not fused):
+        expected = "True or False" if fused else "False with the engine 'neural_tangents'"
+        raise ValueError(f"pallas: got {pallas!r}, expected {expected}")
+    return FusedKernel(architecture, get, block_pairs, pallas) if fused else NeuralTangentsKernel(architecture, get)
 
 
 @jax.tree_util.register_dataclass

@@ -42,11 +42,13 @@ class FusedKernel(Kernel):
     """The kernel of an architecture.
 
     **Fields:** `block_pairs`: pairs of images computed at once, or `None` for as many as the device likes best.
+    `pallas`: whether the first stage is one kernel of a GPU, where it can be (see `_first_stage`).
     """
 
     architecture: Architecture
     get: Get = dataclasses.field(metadata={"static": True})
     block_pairs: int | None = dataclasses.field(default=None, metadata={"static": True})
+    pallas: bool = dataclasses.field(default=False, metadata={"static": True})
     exactly_symmetric: ClassVar[bool] = True
 
     @property
@@ -90,7 +92,7 @@ class FusedKernel(Kernel):
 
     @property
     def _recursion(self) -> Recursion:
-        return Recursion(self.architecture.parameterization, self.get == "ntk")
+        return Recursion(self.architecture.parameterization, self.get == "ntk", self.pallas)
 
     def _images(self, x: Array) -> Array:
         """Give inputs as (n, channels, height, width); a vector is an image of one pixel."""
