@@ -67,6 +67,7 @@ def through(
     """
     # Not at the top: it takes 0.3 s, and most have no use for it.
     from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
 
     convolution = stage.layers[0][0]
     assert isinstance(convolution, Conv)
@@ -112,6 +113,8 @@ def through(
     one = jax.ShapeDtypeStruct((1, 1), dtype)
     known = [one] * known1.shape[2]
     values, of_values = jax.tree.flatten(jax.eval_shape(at, layers, one, known, known))
+    # Triton's parameters choose Triton; their name depends on the version of JAX.
+    parameters = vars(triton).get("CompilerParams") or vars(triton)["TritonCompilerParams"]
     found = pl.pallas_call(
         program,
         out_shape=[jax.ShapeDtypeStruct((len(cells), padded1, padded2), dtype) for _ in values],
@@ -126,6 +129,7 @@ def through(
         ],
         out_specs=[pl.BlockSpec((1, side1, side2), lambda p, i, j: (p, i, j)) for _ in values],
         interpret=jax.default_backend() != "gpu",
+        compiler_params=parameters(),
         name="first_stage",
     )(table, row, patches1, known1, patches2, known2)
     # A further row, of zeros, is for what nothing asks for.
