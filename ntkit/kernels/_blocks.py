@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from ntkit.kernels._stored import stored
+
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
@@ -61,9 +63,9 @@ def triangle(f: Callable[[Batch, Batch], Array], batch: Batch, diagonal: Array, 
     """
     n = _length(batch)
 
-    # Barriers: XLA would compute a block again for its mirror image, along the slow axis.
+    # Stored: XLA would compute a block again for its mirror image, along the slow axis.
     def own(batch: Batch, diagonal: Array) -> Array:
-        values = lax.optimization_barrier(f(batch, batch))
+        values = stored(f(batch, batch))
         return jnp.where(jnp.eye(len(values), dtype=bool), diagonal[:, None], (values + values.T) / 2)
 
     if n <= size:
@@ -84,7 +86,7 @@ def triangle(f: Callable[[Batch, Batch], Array], batch: Batch, diagonal: Array, 
 
         def meet(result: Array, here: tuple[Array, Batch]) -> tuple[Array, None]:
             second, other = here
-            values = lax.optimization_barrier(jax.checkpoint(f)(one, other))
+            values = stored(jax.checkpoint(f)(one, other))
             result = lax.dynamic_update_slice(result, values, (places[first], second))
             return lax.dynamic_update_slice(result, values.T, (second, places[first])), None
 

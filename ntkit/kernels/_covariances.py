@@ -26,6 +26,7 @@ from ntkit.architectures import Activation, Conv, Dense, Parameterization
 from ntkit.kernels import _first_stage
 from ntkit.kernels._moments import MOMENTS, Keep, Maps
 from ntkit.kernels._stages import Axis, Cells, Layers, Stage
+from ntkit.kernels._stored import stored
 
 # Images of no more channels than this are multiplied one channel after the other: a matrix product of so few terms is
 # slower.
@@ -120,7 +121,7 @@ def _through(
     pairs = jnp.broadcast_shapes(first.images.shape[:2], second.images.shape[:2])
     dtype = jnp.promote_types(first.images.dtype, second.images.dtype)
     pixels = vertical.size * horizontal.size
-    keep: Keep = _once if pixels > 1 and jax.default_backend() == "cpu" else _again
+    keep: Keep = stored if pixels > 1 and jax.default_backend() == "cpu" else _again
     spread = functools.partial(_spread, pairs) if pixels > 1 else _again
 
     def at(row: _Row, column: _Row, layers: Any, values: Covariances | None, one: Batch, other: Batch) -> Covariances:
@@ -194,11 +195,11 @@ def _at_all_displacements(
 
         def along_x(total: Covariances, here: Any) -> tuple[Covariances, None]:
             column = columns.read(here[0])
-            turned = jnp.roll(planes2, -column.displacement, axis=-1)
+            turned = keep(jnp.roll(planes2, -column.displacement, axis=-1))
 
             def along_y(total: Covariances, here: Any) -> tuple[Covariances, None]:
                 row = rows.read(here[0])
-                moved = jnp.roll(turned, -row.displacement, axis=-2)
+                moved = keep(jnp.roll(turned, -row.displacement, axis=-2))
                 found = at(row, column, layers, here[1], planes1, moved)
                 return jax.tree.map(lambda t, v: _into_cells(t, v, row, vertical.cells, -2), total, found), None
 
@@ -217,12 +218,12 @@ def _at_all_displacements(
 
         def along_x(gradient: Any, here: Any) -> tuple[Any, Covariances | None]:
             column = columns.read(here[0])
-            turned = jnp.roll(planes2, -column.displacement, axis=-1)
+            turned = keep(jnp.roll(planes2, -column.displacement, axis=-1))
             wanted = jax.tree.map(lambda c: _from_cells(c, column, horizontal.cells, -1), cotangent)
 
             def along_y(gradient: Any, here: Any) -> tuple[Any, Covariances | None]:
                 row = rows.read(here[0])
-                moved = jnp.roll(turned, -row.displacement, axis=-2)
+                moved = keep(jnp.roll(turned, -row.displacement, axis=-2))
                 cotangent = jax.tree.map(lambda c: keep(_from_cells(c, row, vertical.cells, -2)), wanted)
                 _, pull = jax.vjp(functools.partial(at, row, column), layers, here[1], planes1, moved)
                 d_layers, d_values, d_planes1, d_moved = pull(cotangent)
@@ -514,15 +515,6 @@ def _product(x1: Array, x2: Array, spread: Callable[[Array], Array]) -> Array:
     else:
         product = jnp.einsum("acyx,bcyx->abyx", x1[:, 0], x2[0], precision="highest")
     return product / channels
-
-
-def _once(value: Array) -> Array:
-    """Have XLA compute a value once and store it.
-
-    Left alone it computes cheap values again in every place that reads them, inside loops that then do not vectorize:
-    on a CPU that took four times as long.
-    """
-    return lax.optimization_barrier(value)
 
 
 def _again(value: Array) -> Array:
