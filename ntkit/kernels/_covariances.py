@@ -166,9 +166,8 @@ def _through(
     at_once = None
     if recursion.pallas and channels and not same and _first_stage.supports(stage, channels, dtype):
         at_once = functools.partial(_first_stage.through, stage, at_patches, channels)
-    return _at_all_displacements(stage, tables, pairs, at_planes, empty, keep, at_once)(
-        layers, values, planes1, planes2
-    )
+    through = _at_all_displacements(stage, tables, pairs, at_planes, empty, keep, at_once)
+    return through(layers, values, planes1, planes2)
 
 
 def _at_all_displacements(

@@ -134,6 +134,18 @@ def test_blocks_of_pairs_do_not_show(x64: None) -> None:
     np.testing.assert_array_equal(found[1], found[1].T)
 
 
+def test_forward_mode_through_blocks(x64: None) -> None:
+    kernel = ntkit.ntk(ntkit.fc(1), block_pairs=4)
+    rng = np.random.default_rng(0)
+    x, direction, weights = rng.normal(size=(7, 3)), rng.normal(size=(7, 3)), rng.normal(size=(7, 7))
+
+    def total(x: jax.Array) -> jax.Array:
+        return jnp.sum(kernel(x) * weights)
+
+    _, slope = jax.jvp(total, (x,), (direction,))
+    np.testing.assert_allclose(slope, jnp.sum(jax.grad(total)(x) * direction), rtol=1e-10)
+
+
 def test_memory_is_that_of_a_block() -> None:
     kernel = ntkit.ntk(ntkit.convnet(1), block_pairs=4)
 
