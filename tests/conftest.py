@@ -1,7 +1,12 @@
+import os
 from collections.abc import Iterator
 
 import jax
 import pytest
+
+# Nearly all of the tests' time is compilation of what then runs for milliseconds. Whoever sets the variable decides:
+# CI runs the numerical tests as users run the library, too.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture

@@ -224,6 +224,7 @@ def test_batch_on_one_device() -> None:
     np.testing.assert_allclose(batched(x1, x2, "ntk"), kernel_fn(x1, x2, "ntk"), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_on_several_devices() -> None:
     python(
         """

@@ -202,11 +202,11 @@ def _at_all_displacements(
                 found = at(row, column, layers, here[1], planes1, moved)
                 return jax.tree.map(lambda t, v: _into_cells(t, v, row, vertical.cells, -2), total, found), None
 
-            zero = empty(_following(vertical), *pairs, height, horizontal.size)
+            zero = empty(vertical.following, *pairs, height, horizontal.size)
             found, _ = lax.scan(along_y, zero, (rows.values, here[1]))
             return jax.tree.map(lambda t, v: _into_cells(t, v, column, horizontal.cells, -1), total, found), None
 
-        zero = empty(_following(horizontal), _following(vertical), *pairs, height, width)
+        zero = empty(horizontal.following, vertical.following, *pairs, height, width)
         return lax.scan(along_x, zero, (columns.values, values))[0]
 
     def forward(*arguments: Any) -> tuple[Covariances, Any]:
@@ -364,10 +364,6 @@ def _links(
 
     before = (window - 1) // 2
     return links(before), links(window - 1 - before)
-
-
-def _following(axis: Axis) -> int:
-    return int(axis.targets.max()) + 1
 
 
 def _into_cells(total: Array, values: Array, at: _Row, cells: Cells, dim: int) -> Array:

@@ -174,7 +174,7 @@ def _pairs_of_cells(stage: Stage) -> tuple[np.ndarray, np.ndarray]:
     down, right = (_pairs_along(axis) for axis in stage.axes)
     height, width = (axis.cells.count for axis in stage.axes)
     cells = np.array([(a * width + c, b * width + d) for _, a, b in down for _, c, d in right], np.int32)
-    shape = (right[:, 0].max() + 1, down[:, 0].max() + 1, height, width)
+    shape = (*(axis.following for axis in reversed(stage.axes)), height, width)
     rows = np.full(shape, len(cells), np.int32)
     places = [(horizontal, vertical, a, c) for vertical, a, _ in down for horizontal, c, _ in right]
     rows[tuple(np.array(places).T)] = np.arange(len(cells))

@@ -63,14 +63,15 @@ class Axis:
     """One axis of a stage.
 
     **Fields:** `size`: positions. `displacements` (D,): those that are needed, modulo `size`. `cells`: how the axis
-    ends. Of the pairs at a displacement, some go to one displacement of the next stage and some to another:
-    `targets` (D, T) has indices into the next stage's `displacements`, and `weights` (D, T, size) what each position
-    adds there.
+    ends. `following`: how many displacements the next stage has. Of the pairs at a displacement, some go to one of
+    those and some to another: `targets` (D, T) has their indices, and `weights` (D, T, size) what each position adds
+    there.
     """
 
     size: int
     displacements: np.ndarray
     cells: Cells
+    following: int
     targets: np.ndarray
     weights: np.ndarray
 
@@ -194,4 +195,4 @@ def _axis(size: int, cells: Cells, after: frozenset[int], wraps: bool) -> tuple[
     for i, j, d in pairs:
         target = following.index(d % cells.count)
         weights[rows[(j - i) % size], targets[(j - i) % size].index(target), i] = cells.weight
-    return Axis(size, np.array(displacements, np.int32), cells, indices, weights), before
+    return Axis(size, np.array(displacements, np.int32), cells, len(following), indices, weights), before

@@ -187,6 +187,7 @@ def wait_for_checkpoint(path, step, child):
     raise AssertionError(f"no checkpoint of step {step}: {child.communicate()[1]}")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):
     path = tmp_path / "run"
     child = start("distill", *SMALL, "--checkpoint-every", "0", "--out", path)

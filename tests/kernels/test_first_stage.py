@@ -27,7 +27,9 @@ def images(seed: int, n: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(size=(n, 9, 8, 2)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "convnet" else []) for name in KERNELS]
+)
 def test_agrees_with_the_engine_without_it(name: str) -> None:
     make, architecture = KERNELS[name]
     # Neither number of images is a multiple of what the kernel computes at once; two images are equal.

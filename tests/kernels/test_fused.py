@@ -37,7 +37,11 @@ ARCHITECTURES = {
 }
 KERNELS = {"ntk": ntkit.ntk, "nngp": ntkit.nngp}
 # The tangent kernel contains the other one; compiling both for all architectures takes a minute.
-CASES = [*((name, "ntk") for name in ARCHITECTURES), ("relu", "nngp")]
+SLOW = ("convnet", "valid")
+CASES = [
+    ("relu", "nngp"),
+    *(pytest.param(name, "ntk", marks=[pytest.mark.slow] if name in SLOW else []) for name in ARCHITECTURES),
+]
 
 
 def inputs(dtype: type) -> np.ndarray:
@@ -113,6 +117,7 @@ def test_equal_inputs_are_exact_on_the_diagonal(x64: None) -> None:
     np.testing.assert_allclose(jnp.diagonal(kernel(x.astype(np.float32))), exact, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_blocks_of_pairs_do_not_show(x64: None) -> None:
     whole, blocks = (ntkit.ntk(ntkit.convnet(1), block_pairs=pairs) for pairs in (1000, 4))
     x = jnp.asarray(inputs(np.float64))
@@ -160,6 +165,7 @@ def test_memory_is_that_of_a_block() -> None:
     assert temporary(64) < 4 * temporary(16)
 
 
+@pytest.mark.slow
 def test_real_size_in_float32(x64: None) -> None:
     """Smooth images, whose neighbouring pixels are nearly equal: what float32 is worst at."""
     random = np.random.default_rng(0)
