@@ -4,7 +4,7 @@
 """
 
 from ntkit import _neural_tangents as _neural_tangents
-from ntkit import data, distill, networks, regression, runs
+from ntkit import attacks, data, distill, networks, regression, runs
 from ntkit.architectures import Architecture, conv, convnet, fc, myrtle
 from ntkit.gram import gram
 from ntkit.kernels import Kernel, from_stax, nngp, ntk
@@ -12,6 +12,7 @@ from ntkit.kernels import Kernel, from_stax, nngp, ntk
 __all__ = [
     "Architecture",
     "Kernel",
+    "attacks",
     "conv",
     "convnet",
     "data",

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit import regression
+from ntkit._pytrees import as_pytree
 from ntkit.data import one_hot
 from ntkit.distill.batches import ClassIndex
 from ntkit.distill.devices import Devices, of_leader, rows_of_all
@@ -87,8 +88,8 @@ def kip(
     - `augment`: `augment(key, images) -> images`, applied to each target batch, for example an
       `ntkit.data.Augmentation`.
     - `adversary`: `adversary(model, images, labels, key) -> images`, applied to each target batch with the predictor
-      of the current support set: adv-KIP (Tsilivis, Su, Kempe 2022, arXiv:2207.11727). Over a mesh, to each device's
-      part of it, with another key on each.
+      of the current support set: adv-KIP (Tsilivis, Su, Kempe 2022, arXiv:2207.11727). An `ntkit.attacks.Adversary`, or
+      any function. Over a mesh, to each device's part of the batch, with another key on each.
     - `loss`: `"mse"`, `"cross_entropy"`, or a function of predictions and targets (both (n, classes)).
     - `ridge`: relative to tr(K)/n, of the support set's Gram matrix.
     - `log_every`: steps between two records of the history, each of which is the mean over these steps.
@@ -128,7 +129,6 @@ def kip(
         target_batch=_batch_size("target_batch", target_batch, len(images)),
         support_batch=_batch_size("support_batch", support_batch, support_size),
         augment=augment,
-        adversary=adversary,
         ridge=float(ridge),
         devices=devices,
     )
@@ -143,6 +143,7 @@ def kip(
         labels=place(labels.astype(np.int32)),
         by_class=place(ClassIndex.of(labels, num_classes)),
         support_by_class=place(ClassIndex.of(support.classes, num_classes)),
+        adversary=None if adversary is None else place(as_pytree(adversary)),
     )
     learned = {"images": jnp.asarray(support.images)}
     constant: dict[str, Any] = {}
@@ -181,7 +182,6 @@ class _Algorithm:
     target_batch: int | None
     support_batch: int | None
     augment: Augment | None
-    adversary: Adversary | None
     ridge: float
     devices: Devices
 
@@ -189,7 +189,7 @@ class _Algorithm:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Fixed:
-    """What no step changes: the data, and the parameters that are not learned."""
+    """What no step changes: the data, the adversary with its arrays, and the parameters that are not learned."""
 
     key: Array
     images: Array
@@ -197,6 +197,7 @@ class _Fixed:
     labels: Array
     by_class: ClassIndex
     support_by_class: ClassIndex
+    adversary: Any
     constant: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -263,9 +264,9 @@ def _step(algorithm: _Algorithm, fixed: _Fixed, state: _State) -> _State:
     def objective(parameters: dict[str, Any], index: int) -> tuple[Array, tuple[Array, Array]]:
         parameters = constant | parameters
         batch, classes = algorithm.devices.own((images, labels))
-        if algorithm.adversary is not None:
+        if fixed.adversary is not None:
             model = predictor(lax.stop_gradient(parameters), index)
-            batch = lax.stop_gradient(algorithm.adversary(model, batch, classes, algorithm.devices.own_key(keys[4])))
+            batch = lax.stop_gradient(fixed.adversary(model, batch, classes, algorithm.devices.own_key(keys[4])))
         model = predictor(parameters, index)
         predictions = algorithm.devices.together(model(batch), len(images))
         accuracy = jnp.mean(jnp.argmax(predictions, axis=1) == labels, dtype=predictions.dtype)

@@ -502,6 +502,9 @@ def _product(x1: Array, x2: Array, spread: Callable[[Array], Array]) -> Array:
         product = jnp.zeros((), x1.dtype)
         for c in range(channels):
             product += spread(x1[:, :, c]) * spread(x2[:, :, c])
+    elif x1.shape[1] == x2.shape[1] and size == (1, 1):
+        # In the shape in which others are multiplied below: XLA reduces another one in twice the time.
+        product = jnp.sum(x1[:, 0, :, 0, 0] * x2[:, 0, :, 0, 0], axis=1)[:, None, None, None]
     elif x1.shape[1] == x2.shape[1]:
         product = jnp.sum(x1 * x2, axis=2)
     elif size == (1, 1):

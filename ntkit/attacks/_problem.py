@@ -1,0 +1,190 @@
+"""What every attack begins and ends with: a model that can be compiled, checked arguments, and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+from ntkit._pytrees import ByValue, as_pytree
+from ntkit.attacks.balls import Ball, check_ball
+from ntkit.data import check_images, check_labels
+
+Model: TypeAlias = Callable[[Array], Array]
+Bounds: TypeAlias = tuple[float, float]
+
+BATCH_SIZE = 500
+
+
+class Core(Protocol):
+    """The compiled part of an attack: from a model, images, classes from 0, and a key for each image, images."""
+
+    def __call__(self, model: Model, x: Array, classes: Array, keys: Array) -> Array: ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _OnHost:
+    """A function that only works on NumPy arrays, called from compiled code."""
+
+    held: ByValue = dataclasses.field(metadata={"static": True})
+    outputs: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, x: Array) -> Array:
+        found = jax.ShapeDtypeStruct((len(x), self.outputs), x.dtype)
+        return jax.pure_callback(lambda values: np.asarray(self.held.function(values), x.dtype), found, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Checked arguments. `classes` are from 0: of labels −1 and +1 they are 0 and 1."""
+
+    model: Any
+    x: Array
+    classes: Array
+    outputs: int
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the model has a gradient in JAX."""
+        return _gradient_error(self.model, self.x[:1]) is None
+
+    @property
+    def traced(self) -> bool:
+        """Whether this is inside jit, grad or vmap."""
+        return traced(self.model, self.x, self.classes)
+
+    def solve(self, core: Core, key: Array, batch_size: int) -> Array:
+        """Run an attack, batch by batch, on every image."""
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(self.x)))
+        if self.traced:
+            return core(self.model, self.x, self.classes, keys)
+        found = [
+            core(self.model, self.x[rows], self.classes[rows], keys[rows])[: len(self.x) - start]
+            for start, rows in batches(len(self.x), batch_size)
+        ]
+        adversarial = jnp.concatenate(found)
+        if bad := int(np.sum(~np.isfinite(np.asarray(adversarial)).reshape(len(adversarial), -1).all(axis=1))):
+            raise FloatingPointError(
+                f"model: its gradient is NaN or infinite at {bad} of {len(self.x)} images, expected finite values"
+            )
+        return adversarial
+
+
+def batches(n: int, size: int) -> list[tuple[int, np.ndarray]]:
+    """Give where each batch begins, and its rows; the last is filled up with the first rows: one compilation."""
+    size = min(n, size)
+    return [(start, np.arange(start, start + size) % n) for start in range(0, n, size)]
+
+
+def problem(
+    model: Any,
+    x: ArrayLike,
+    labels: ArrayLike,
+    ball: Ball,
+    bounds: Bounds,
+    *,
+    gradient: bool = True,
+    batch_size: int = BATCH_SIZE,
+) -> Problem:
+    """Check what every attack is given.
+
+    **Arguments:** `gradient`: whether the attack needs the model's.
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the model's outputs for the images are not
+    finite.
+    """
+    check_ball(ball, bounds)
+    check_images("x", x)
+    check_positive_integers(batch_size=batch_size)
+    if not callable(model):
+        raise ValueError(f"model: got {type(model).__name__}, expected a callable from images to outputs")
+    x = jnp.asarray(x)
+    if not traced(x) and (float(jnp.min(x)) < bounds[0] or float(jnp.max(x)) > bounds[1]):
+        raise ValueError(
+            f"x: got pixels from {float(jnp.min(x)):g} to {float(jnp.max(x)):g}, expected them within the bounds "
+            f"{tuple(bounds)}"
+        )
+    model, outputs = _model(model, x[: min(len(x), batch_size)])
+    classes = _classes(labels, len(x), outputs)
+    if gradient and (error := _gradient_error(model, x[:1])) is not None:
+        raise ValueError(
+            f"model: got one that cannot be differentiated ({type(error).__name__}), expected a differentiable one; "
+            "ntkit.attacks.square needs no gradient"
+        ) from error
+    found = Problem(model, x, classes, outputs)
+    if not found.traced:
+        values = np.concatenate([np.asarray(outputs_of(model, x[rows])) for _, rows in batches(len(x), batch_size)])
+        if not np.isfinite(values).all():
+            raise FloatingPointError("model: got NaN or infinity for the images as they are, expected finite outputs")
+    return found
+
+
+@jax.jit
+def outputs_of(model: Any, x: Array) -> Array:
+    """Give the outputs of a model that is a pytree, compiled."""
+    return model(x)
+
+
+def traced(*trees: Any) -> bool:
+    """Whether any leaf is inside jit, grad or vmap."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def check_positive_integers(**values: Any) -> None:
+    """Raise `ValueError` that names the first argument that is not an integer of at least 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+
+
+def check_key(key: Any) -> None:
+    """Raise `ValueError` unless `key` is one key of `jax.random`."""
+    if not isinstance(key, jax.Array) or (
+        key.shape != () if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.shape != (2,)
+    ):
+        raise ValueError(f"key: got {key!r}, expected jax.random.key(seed)")
+
+
+def _model(model: Any, x: Array) -> tuple[Any, int]:
+    """Give a model as a pytree, and the number of its outputs."""
+    compilable = as_pytree(model)
+    try:
+        shape = jax.eval_shape(compilable, x)
+    except jax.errors.TracerArrayConversionError:
+        # It is NumPy inside: what does not ask for gradients can be run on it.
+        found = np.asarray(model(np.asarray(x)))
+        compilable = _OnHost(ByValue(model), found.shape[-1] if found.ndim else 0)
+        shape = jax.ShapeDtypeStruct(found.shape, found.dtype)
+    if not hasattr(shape, "shape") or len(shape.shape) != 2 or shape.shape[0] != len(x) or 0 in shape.shape:
+        got = f"outputs of shape {shape.shape}" if hasattr(shape, "shape") else type(shape).__name__
+        raise ValueError(f"model: got {got}, expected an array ({len(x)}, classes), or ({len(x)}, 1)")
+    if not jnp.issubdtype(shape.dtype, jnp.floating):
+        raise ValueError(f"model: got outputs of dtype {shape.dtype}, expected floats: logits, not classes")
+    return compilable, shape.shape[1]
+
+
+def _classes(labels: ArrayLike, n: int, outputs: int) -> Array:
+    if outputs > 1:
+        check_labels("labels", labels, n, outputs)
+        return jnp.asarray(labels)
+    values = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    if values.shape != (n,) or not jnp.issubdtype(values.dtype, jnp.signedinteger):
+        raise ValueError(f"labels: got {values.dtype} of shape {values.shape}, expected integers of shape ({n},)")
+    if not traced(values) and not bool(np.all(np.abs(np.asarray(values)) == 1)):
+        raise ValueError("labels: got others than −1 and +1, expected these of a model with one output")
+    return (jnp.asarray(values) + 1) // 2
+
+
+def _gradient_error(model: Any, x: Array) -> Exception | None:
+    try:
+        jax.eval_shape(jax.grad(lambda x: jnp.sum(model(x))), x)
+    except Exception as error:
+        # A rule that is missing shows as one of many exceptions.
+        return error
+    return None

@@ -1,0 +1,190 @@
+"""How accurate a model is under attack, with what speaks against believing it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from ntkit.attacks._problem import BATCH_SIZE, Model, Problem, batches, check_key, problem
+from ntkit.attacks.adversary import Adversary
+from ntkit.attacks.autoattack import wrong_about
+from ntkit.attacks.gradient import ascent
+from ntkit.attacks.losses import cross_entropy
+
+# Attacks along the gradient, from those whose result masked gradients spoil.
+WHITE_BOX = ("fgsm", "pgd", "apgd")
+# Of this share of the images a sign must show: below it may be chance.
+TOLERANCE = 0.01
+
+
+class MaskedGradientsWarning(UserWarning):
+    """A model resists attacks along its gradients for reasons other than being robust."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What [`evaluate`][] found.
+
+    **Fields:**
+
+    - `clean`: accuracy on the images as they are, in [0, 1].
+    - `robust`: accuracy under each attack, by its name; of AutoAttack also after each of its stages, by
+      `"autoattack after apgd-ce"` and so on.
+    - `worst`: share of the images that no attack made the model wrong about.
+    - `standing` (n,): which images these are.
+    - `signs`: of masked gradients, one sentence each; if there are any, `robust` says too much.
+    """
+
+    clean: float
+    robust: dict[str, float]
+    worst: float
+    standing: Bool[np.ndarray, " n"]
+    signs: tuple[str, ...]
+
+
+def evaluate(
+    model: Model,
+    x: Float[ArrayLike, "n ..."],
+    labels: Int[ArrayLike, " n"],
+    attacks: Adversary | Sequence[Adversary] | Mapping[str, Adversary],
+    *,
+    key: Array | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Evaluation:
+    """Give a model's accuracy on images, under each of some attacks, and under the worst of them for each image.
+
+    Each attack is run by itself on all images about which the model is right.
+
+    **Arguments:**
+
+    - `model`, `x`, `labels`, `batch_size`: as in [`ntkit.attacks.pgd`][]. A model of preprocessed images is one of
+      pixels as [`Preprocessed`][].
+    - `attacks`: one or several [`Adversary`][]; named by a mapping, or else by their attacks.
+    - `key`: of the attacks (default: `jax.random.key(0)`).
+
+    **Returns:** an [`Evaluation`][].
+
+    **Warns:** [`MaskedGradientsWarning`][] where the signs of masked gradients show (Athalye et al. 2018,
+    arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705): gradients that are zero, one step that is
+    better than many, or Square, which sees no gradients, that is better than the attacks that do.
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
+    """
+    named = _named(attacks)
+    key = jax.random.key(0) if key is None else key
+    check_key(key)
+    robust: dict[str, float] = {}
+    standing: dict[str, np.ndarray] = {}
+    for i, (name, adversary) in enumerate(named.items()):
+        found = problem(model, x, labels, adversary.ball, adversary.bounds, gradient=False, batch_size=batch_size)
+        size = min(int(batch_size), len(found.x))
+        right = ~wrong_about(found.model, found.x, found.classes, size)
+        if not standing:
+            signs = _zero_gradients(found, np.flatnonzero(right), size)
+        record = functools.partial(_record, robust, name) if adversary.attack == "autoattack" else None
+        standing[name] = _standing(found, adversary, labels, right, jax.random.fold_in(key, i), size, record)
+        robust[name] = float(np.mean(standing[name]))
+    all_of_them = np.all([right, *standing.values()], axis=0)
+    signs += _contradictions(named, standing)
+    for sign in signs:
+        warnings.warn(f"masked gradients: {sign}; do not believe these robust accuracies", MaskedGradientsWarning, 2)
+    return Evaluation(float(np.mean(right)), robust, float(np.mean(all_of_them)), all_of_them, tuple(signs))
+
+
+def _named(attacks: object) -> dict[str, Adversary]:
+    if isinstance(attacks, Adversary):
+        attacks = [attacks]
+    if isinstance(attacks, Mapping):
+        named = {str(name): attack for name, attack in attacks.items()}
+    elif isinstance(attacks, Sequence):
+        named = {getattr(attack, "attack", "?"): attack for attack in attacks}
+        if len(named) < len(attacks):
+            raise ValueError("attacks: got several of one name, expected a mapping from names to them")
+    else:
+        named = {}
+    if not named or not all(isinstance(attack, Adversary) for attack in named.values()):
+        raise ValueError(f"attacks: got {attacks!r}, expected an ntkit.attacks.Adversary, or several")
+    return named
+
+
+def _record(robust: dict[str, float], name: str, stage: str, share: float) -> None:
+    if stage != "clean":
+        robust[f"{name} after {stage}"] = share
+
+
+def _standing(
+    found: Problem,
+    adversary: Adversary,
+    labels: ArrayLike,
+    right: np.ndarray,
+    key: Array,
+    size: int,
+    record: Callable[[str, float], None] | None,
+) -> np.ndarray:
+    """Give which of the images that a model is right about it is right about under an attack."""
+    still, left = right.copy(), np.flatnonzero(right)
+    if record is not None:
+        # It looks for those that stand itself.
+        attacked = adversary(found.model, found.x, labels, key, batch_size=size, record=record)
+        return still & ~wrong_about(found.model, attacked, found.classes, size)
+    if len(left):
+        rows = np.resize(left, -(-len(left) // size) * size)
+        attacked = adversary(found.model, found.x[rows], np.asarray(labels)[rows], key, batch_size=size)
+        still[left] = ~wrong_about(found.model, attacked[: len(left)], found.classes[left], size)
+    return still
+
+
+def _zero_gradients(found: Problem, right: np.ndarray, size: int) -> list[str]:
+    """Look at the gradient of the cross-entropy where the model is right."""
+    if not len(right) or not found.differentiable:
+        return []
+    rows = np.resize(right, -(-len(right) // size) * size)
+    zero = [
+        np.asarray(_is_zero(found.model, found.x[rows[batch]], found.classes[rows[batch]]))
+        for _, batch in batches(len(rows), size)
+    ]
+    share = float(np.mean(np.concatenate(zero)[: len(right)]))
+    if share <= TOLERANCE:
+        return []
+    return [f"the gradient of the cross-entropy is exactly zero at {share:.0%} of the images that the model gets right"]
+
+
+@jax.jit
+def _is_zero(model: Any, x: Array, classes: Array) -> Array:
+    gradient, _, _ = ascent(model, cross_entropy, x, classes)
+    return jnp.all(gradient.reshape(len(x), -1) == 0, axis=1)
+
+
+def _contradictions(named: Mapping[str, Adversary], standing: Mapping[str, np.ndarray]) -> list[str]:
+    """Compare attacks that have the same ball: of these each should do what a weaker one does."""
+    signs = []
+    for name, adversary in named.items():
+        others = {
+            other: standing[other]
+            for other, against in named.items()
+            if (against.ball, against.bounds) == (adversary.ball, adversary.bounds) and against.attack in WHITE_BOX
+        }
+        if adversary.attack == "square" and others:
+            found = float(np.mean(~standing[name] & np.all(list(others.values()), axis=0)))
+            if found > TOLERANCE:
+                names = " and ".join(others)
+                signs.append(
+                    f"{name}, which sees no gradient, fools the model at {found:.1%} of the images where "
+                    f"{names} can not"
+                )
+        if adversary.attack == "fgsm":
+            for other, still in others.items():
+                if named[other].attack != "fgsm" and np.mean(still) > np.mean(standing[name]) + TOLERANCE:
+                    signs.append(
+                        f"{name}, a single step, leaves {np.mean(standing[name]):.1%} standing, {other}, with many, "
+                        f"{np.mean(still):.1%}"
+                    )
+    return signs

@@ -1,0 +1,177 @@
+"""Attacks along the gradient with a fixed step: FGSM and PGD."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from ntkit._checks import is_scale
+from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
+from ntkit.attacks.balls import Ball, check_ball, like
+from ntkit.attacks.losses import LOSSES, Loss, fooled
+
+
+def fgsm(
+    model: Model,
+    x: Float[ArrayLike, "n ..."],
+    labels: Int[ArrayLike, " n"],
+    ball: Ball,
+    *,
+    bounds: Bounds = (0, 1),
+    loss: str | Loss = "cross_entropy",
+    batch_size: int = BATCH_SIZE,
+) -> Float[Array, "n ..."]:
+    """Take one step to the ball's surface, along the gradient: the fast gradient sign method, and its like for L2.
+
+    Goodfellow et al. 2015 (arXiv:1412.6572), section 4. Arguments, result and errors are those of [`pgd`][].
+    """
+    check_ball(ball, bounds)
+    single = _Steps(ball, (bounds[0], bounds[1]), check_loss(loss), 1, 1, ball.radius, False, False)
+    return _run(model, x, labels, single, jax.random.key(0), batch_size)
+
+
+def pgd(
+    model: Model,
+    x: Float[ArrayLike, "n ..."],
+    labels: Int[ArrayLike, " n"],
+    ball: Ball,
+    *,
+    key: Array | None = None,
+    bounds: Bounds = (0, 1),
+    steps: int = 20,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    loss: str | Loss = "cross_entropy",
+    stop_early: bool = True,
+    batch_size: int = BATCH_SIZE,
+) -> Float[Array, "n ..."]:
+    """Take steps of one size along the steepest ascent of a loss, each brought back into the ball: PGD.
+
+    Madry et al. 2018 (arXiv:1706.06083), section 2.1.
+
+    **Arguments:**
+
+    - `model`: any callable from images to logits (n, classes), or to one output (n, 1), whose sign is the class.
+      Differentiable in JAX. A pytree, such as a `Predictor` or a `TrainedNetwork`, is handed to the compiled attack
+      with its arrays; a plain function is compiled once, with what it closes over then.
+    - `x`: images (n, height, width, channels) or (n, d), within the bounds.
+    - `labels`: true classes (n,), integers from 0; −1 and +1 for a model with one output.
+    - `ball`: [`Linf`][] or [`L2`][].
+    - `key`: of random starts. Every image has its own draws, which depend on its index alone.
+    - `bounds`: (lowest, highest) of the pixels.
+    - `steps`: gradient steps of each start.
+    - `step_size`: in the units of the radius (default: 2.5 · radius / steps).
+    - `restarts`: starts; of several the worst for the model is kept.
+    - `random_start`: begin at a random point of the ball (else at the image; then there is nothing to restart).
+    - `loss`: `"cross_entropy"`, `"mse"`, `"margin"`, or a function of outputs (n, outputs) and classes (n,) that gives
+      (n,) (of labels −1 and +1 the classes are 0 and 1).
+    - `stop_early`: leave an image alone once the model is wrong about it. Without it all steps are taken, for a large
+      loss rather than a wrong class: for adversarial training.
+    - `batch_size`: images attacked at once.
+
+    **Returns:** images as `x`, each inside its ball and the bounds.
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
+    """
+    check_ball(ball, bounds)
+    check_positive_integers(steps=steps, restarts=restarts)
+    if step_size is not None and (not is_scale(step_size) or step_size == 0):
+        raise ValueError(f"step_size: got {step_size!r}, expected a finite number above 0")
+    if random_start:
+        check_key(key)
+    elif restarts > 1:
+        raise ValueError(f"restarts: got {restarts} with random_start=False, expected 1: all would be the same")
+    size = 2.5 * ball.radius / steps if step_size is None else float(step_size)
+    several = _Steps(
+        ball,
+        (bounds[0], bounds[1]),
+        check_loss(loss),
+        int(steps),
+        int(restarts),
+        size,
+        bool(random_start),
+        bool(stop_early),
+    )
+    return _run(model, x, labels, several, jax.random.key(0) if key is None else key, batch_size)
+
+
+def check_loss(loss: object) -> Loss:
+    """Give the loss of a name, or a function as it is."""
+    if isinstance(loss, str) and loss in LOSSES:
+        return LOSSES[loss]
+    if callable(loss):
+        return loss
+    raise ValueError(f"loss: got {loss!r}, expected one of {sorted(LOSSES)} or a function of outputs and classes")
+
+
+def ascent(model: Model, loss: Loss, x: Array, classes: Array) -> tuple[Array, Array, Array]:
+    """Give the gradient of each image's loss, the losses (n,) and the outputs (n, outputs)."""
+
+    def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
+        outputs = model(x)
+        losses = loss(outputs, classes)
+        return jnp.sum(losses), (losses, outputs)
+
+    gradient, (losses, outputs) = jax.grad(total, has_aux=True)(x)
+    return gradient, losses, outputs
+
+
+class _Steps(NamedTuple):
+    """What the compiled attack is compiled for."""
+
+    ball: Ball
+    bounds: Bounds
+    loss: Loss
+    steps: int
+    restarts: int
+    size: float
+    random_start: bool
+    stop_early: bool
+
+
+def _run(model: Model, x: ArrayLike, labels: ArrayLike, how: _Steps, key: Array, batch_size: int) -> Array:
+    found = problem(model, x, labels, how.ball, how.bounds, batch_size=batch_size)
+    return found.solve(functools.partial(_pgd, how), key, batch_size)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pgd(how: _Steps, model: Any, x: Array, classes: Array, keys: Array) -> Array:
+    def from_one_start(restart: Array | int, done: Array) -> Array:
+        start = x
+        if how.random_start:
+            start = how.ball.random(jax.vmap(lambda key: jax.random.fold_in(key, restart))(keys), x, how.bounds)
+
+        def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            i, current, done = carry
+            gradient, _, outputs = ascent(model, how.loss, current, classes)
+            if how.stop_early:
+                done = done | fooled(outputs, classes)
+            moved = how.ball.project(x, current + how.size * how.ball.steepest(gradient), how.bounds)
+            return i + 1, jnp.where(like(done, x), current, moved), done
+
+        def unfinished(carry: tuple[Array, Array, Array]) -> Array:
+            return (carry[0] < how.steps) & ~jnp.all(carry[2])
+
+        return lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), start, done))[1]
+
+    nobody = jnp.zeros(len(x), bool)
+    if how.restarts == 1:
+        return from_one_start(0, nobody)
+
+    def again(restart: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        kept, score, done = best
+        found = from_one_start(restart, done)
+        outputs = model(found)
+        # The model is wrong about it, and then how wrong.
+        wrong = fooled(outputs, classes)
+        losses = jnp.where(wrong, jnp.inf, how.loss(outputs, classes)) if how.stop_early else how.loss(outputs, classes)
+        better = losses > score
+        return jnp.where(like(better, x), found, kept), jnp.maximum(score, losses), done | (wrong & how.stop_early)
+
+    return lax.fori_loop(0, how.restarts, again, (x, jnp.full(len(x), -jnp.inf, x.dtype), nobody))[0]

@@ -1,0 +1,217 @@
+"""Square Attack: a search at random that asks for nothing but the model's outputs."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
+from ntkit.attacks.balls import L2, Ball, Linf, like
+from ntkit.attacks.losses import fooled, margin
+
+# The share of pixels in a square is halved after these queries of 10,000 (Andriushchenko et al. 2020, section 5.1).
+HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+OF_QUERIES = 10_000
+
+
+def square(
+    model: Model,
+    x: Float[ArrayLike, "n ..."],
+    labels: Int[ArrayLike, " n"],
+    ball: Ball,
+    *,
+    key: Array,
+    bounds: Bounds = (0, 1),
+    queries: int = 5000,
+    share: float = 0.8,
+    batch_size: int = BATCH_SIZE,
+) -> Float[Array, "n ..."]:
+    """Change one random square after the other to the ball's corners, and keep what makes the model worse: Square.
+
+    Andriushchenko et al. 2020 (arXiv:1912.00049), algorithms 1 to 3. It needs no gradient and no derivative rule, so it
+    shows whether a model that resists gradients is robust or only hides them. The model may also be a function of NumPy
+    arrays.
+
+    **Arguments:**
+
+    - `model`, `x`, `labels`, `ball`, `bounds`, `batch_size`: as in [`ntkit.attacks.pgd`][]. Of vectors (n, d) the
+      squares are segments.
+    - `key`: of every draw.
+    - `queries`: evaluations of the model for each image, at most: none once the model is wrong about it.
+    - `share`: the share of pixels in the first squares; it falls as in the paper.
+
+    **Returns:** images as `x`, each inside its ball and the bounds, of the largest margin found.
+
+    **Raises:** as [`ntkit.attacks.pgd`][].
+    """
+    check_positive_integers(queries=queries)
+    check_key(key)
+    if not (np.ndim(share) == 0 and 0 < share <= 1):
+        raise ValueError(f"share: got {share!r}, expected a number above 0 and at most 1")
+    if not isinstance(ball, Linf | L2):
+        raise ValueError(f"ball: got {ball!r}, expected ntkit.attacks.Linf(radius) or L2(radius)")
+    found = problem(model, x, labels, ball, bounds, gradient=False, batch_size=batch_size)
+    how = _How(ball, (bounds[0], bounds[1]), int(queries), float(share))
+    return found.solve(functools.partial(_square, how), key, batch_size)
+
+
+class _How(NamedTuple):
+    ball: Ball
+    bounds: Bounds
+    queries: int
+    share: float
+
+
+def shares(queries: int, share: float) -> np.ndarray:
+    """Give the share of pixels in the square of each query."""
+    scaled = np.arange(queries) / queries * OF_QUERIES
+    return share / 2.0 ** np.searchsorted(HALVED_AFTER, scaled, side="left")
+
+
+def sides(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Give the height and width of the square of each query, (queries, 2)."""
+    height, width = shape
+    area = shares(queries, share) * height * width
+    if 1 in shape:
+        return np.maximum(1, np.minimum(np.rint(area)[:, None], shape)).astype(np.int32)
+    side = np.maximum(1, np.minimum(np.rint(np.sqrt(area)), min(shape)))
+    return np.stack([side, side], axis=1).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _square(how: _How, model: Any, x: Array, classes: Array, keys: Array) -> Array:
+    shape = x.shape
+    images = x if x.ndim == 4 else x[:, :, None, None]
+    sizes = jnp.asarray(sides(how.queries, how.share, images.shape[1:3]))
+    start, propose = (_linf, _change_linf) if isinstance(how.ball, Linf) else (_l2, _change_l2)
+
+    def evaluate(candidate: Array) -> tuple[Array, Array]:
+        outputs = model(candidate.reshape(shape))
+        return margin(outputs, classes), fooled(outputs, classes)
+
+    def projected(candidate: Array) -> Array:
+        return how.ball.project(images, candidate, how.bounds)
+
+    def step(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        i, current, worst, done = carry
+        own = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+        one = functools.partial(propose, how.ball.radius, sizes[i])
+        candidate = projected(jax.vmap(one)(own, images, current))
+        margins, wrong = evaluate(candidate)
+        better = ~done & (wrong | (margins > worst))
+        return i + 1, jnp.where(like(better, images), candidate, current), jnp.maximum(margins, worst), done | wrong
+
+    def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
+        return (carry[0] < how.queries) & ~jnp.all(carry[3])
+
+    first = projected(jax.vmap(functools.partial(start, how.ball.radius))(keys, images))
+    margins, wrong = evaluate(first)
+    carry = (jnp.ones((), jnp.int32), first, margins, wrong)
+    return lax.while_loop(unfinished, step, carry)[1].reshape(shape)
+
+
+def _linf(radius: float, key: Array, x: Array) -> Array:
+    """Begin with vertical stripes (section 3.2 of the paper); of a vector every value is one."""
+    height, width, channels = x.shape
+    stripes = (height, 1, channels) if width == 1 else (1, width, channels)
+    return x + radius * jax.random.rademacher(key, stripes, x.dtype)
+
+
+def _change_linf(radius: float, size: Array, key: Array, x: Array, current: Array) -> Array:
+    """Algorithm 2: one square, of one sign in each channel."""
+    key_place, key_sign = jax.random.split(key)
+    inside = _window(_place(key_place, size, x), size, x)
+    return jnp.where(inside, x + radius * jax.random.rademacher(key_sign, (1, 1, x.shape[2]), x.dtype), current)
+
+
+def _place(key: Array, size: Array, x: Array) -> Array:
+    """Draw the upper left corner of a window."""
+    room = jnp.array(x.shape[:2]) - size + 1
+    drawn = jax.random.uniform(key, (2,), x.dtype)
+    return jnp.minimum((drawn * room).astype(jnp.int32), room - 1)
+
+
+def _window(place: Array, size: Array, x: Array) -> Array:
+    """Whether each pixel is in a window, (height, width, 1)."""
+    rows, columns = (jnp.arange(n) for n in x.shape[:2])
+    down = (rows >= place[0]) & (rows < place[0] + size[0])
+    right = (columns >= place[1]) & (columns < place[1] + size[1])
+    return (down[:, None] & right)[:, :, None]
+
+
+def _l2(radius: float, key: Array, x: Array) -> Array:
+    """Begin with a bump of random sign in each of 5 × 5 tiles (section 3.4 of the paper); of a vector 5 segments."""
+    height, width, channels = x.shape
+    size = [max(n // 5, min(n, 3)) for n in (height, width)]
+    change = jnp.zeros_like(x)
+    for i in range(height // size[0]):
+        for j in range(width // size[1]):
+            key, key_sign, key_turn = jax.random.split(key, 3)
+            place = jnp.array([i * size[0], j * size[1]])
+            signs = jax.random.rademacher(key_sign, (1, 1, channels), x.dtype)
+            change += signs * _bumps(key_turn, jnp.array(size), place, x)
+    return x + radius * change / jnp.sqrt(jnp.sum(change**2))
+
+
+def _change_l2(radius: float, size: Array, key: Array, x: Array, current: Array) -> Array:
+    """Algorithm 3: what two windows hold of the perturbation, and what is left of the radius, goes to a bump in one."""
+    key_one, key_other, key_sign, key_turn = jax.random.split(key, 4)
+    # A bump has no middle in less than 3 pixels.
+    size = jnp.minimum(jnp.maximum(size, 3), jnp.array(x.shape[:2]))
+    place = _place(key_one, size, x)
+    one, other = _window(place, size, x), _window(_place(key_other, size, x), size, x)
+    change = current - x
+
+    def squares(part: Array) -> Array:
+        return jnp.sum(part**2, axis=(0, 1))
+
+    unused = jnp.maximum(radius**2 - jnp.sum(change**2), 0)
+    available = jnp.sqrt(squares(jnp.where(one | other, change, 0)) + unused / x.shape[2])
+    old = jnp.where(one, change, 0)
+    signs = jax.random.rademacher(key_sign, (1, 1, x.shape[2]), x.dtype)
+    new = signs * _bumps(key_turn, size, place, x) + _scaled(old, jnp.sqrt(squares(old)))
+    new = available * _scaled(new, jnp.sqrt(squares(new)))
+    return x + jnp.where(one, new, jnp.where(other, 0, change))
+
+
+def _scaled(a: Array, norm: Array) -> Array:
+    return a / jnp.where(norm > 0, norm, 1)
+
+
+def _bumps(key: Array, size: Array, place: Array, x: Array) -> Array:
+    """Give a window's two bumps, one above the other or side by side, of opposite sign: (height, width, 1), norm 1."""
+    above = _halves(size, place, x.shape[:2])
+    if 1 in x.shape[:2]:
+        found = above
+    else:
+        beside = _halves(size[::-1], place[::-1], x.shape[1::-1]).T
+        found = jnp.where(jax.random.bernoulli(key), above, beside)
+    norm = jnp.sqrt(jnp.sum(found**2))
+    return _scaled(found, norm)[:, :, None].astype(x.dtype)
+
+
+def _halves(size: Array, place: Array, shape: tuple[int, ...]) -> Array:
+    """Give a bump in the upper half of a window and its negative in the lower one, (height, width).
+
+    A bump is a pile of centred squares, of 1, 3, 5, … pixels a side, of which the i-th counts 1 / i².
+    """
+    rows, columns = (jnp.arange(n) - start for n, start in zip(shape, place, strict=True))
+    piled = jnp.asarray(np.concatenate([[0], np.cumsum(1 / np.arange(1, max(shape) + 2) ** 2)]))
+    half = size[0] // 2
+
+    def bump(first: Array | int, height: Array) -> Array:
+        centre = (first + height // 2, size[1] // 2)
+        distance = jnp.maximum(jnp.abs(rows - centre[0])[:, None], jnp.abs(columns - centre[1]))
+        most = jnp.maximum(height, size[1]) // 2 + 1
+        inside = (rows >= first) & (rows < first + height)
+        inside = inside[:, None] & ((columns >= 0) & (columns < size[1]))
+        return jnp.where(inside & (distance < most), piled[most] - piled[jnp.minimum(distance, most)], 0)
+
+    upper, lower = bump(0, half), bump(half, size[0] - half)
+    return _scaled(upper, jnp.sqrt(jnp.sum(upper**2))) - _scaled(lower, jnp.sqrt(jnp.sum(lower**2)))
