@@ -57,7 +57,7 @@ class RidgeWarning(UserWarning):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
     """The model x ↦ K(x, support) weights, a JAX pytree. [`fit`][] and [`flow`][] make it.
 

@@ -31,7 +31,7 @@ ATTACKS: dict[str, Callable[..., Array]] = {
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Preprocessed:
     """A model of pixels: x ↦ model(preprocessing.transform(x)).
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
     """A network with its parameters: a model, and a JAX pytree. [`train`][] makes it.
 

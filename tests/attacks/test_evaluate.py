@@ -104,6 +104,13 @@ def test_the_ball_is_one_of_pixels_under_any_preprocessing(fit, ball) -> None:
     assert result.robust["fgsm"] == np.mean(right & (np.argmax(np.asarray(by_hand), axis=1) == labels))
 
 
+def test_models_can_be_compiled_as_functions() -> None:
+    network, x, _ = digits()
+    predictor = regression.fit(ntk(fc(1)), x, np.asarray(network(x)))
+    for model in (network, predictor, attacks.Preprocessed(network, data.Standardize.fit(x))):
+        np.testing.assert_allclose(jax.jit(model)(x), model(x), atol=1e-5)
+
+
 def test_adversaries_are_values_and_pytrees() -> None:
     adversary = Adversary("pgd", Linf(0.01), steps=3)
     assert adversary == Adversary("pgd", Linf(0.01), steps=3) != Adversary("pgd", Linf(0.01), steps=4)

@@ -34,6 +34,7 @@ def finish(child):
     assert "all passed" in output, output
 
 
+@pytest.mark.slow
 def test_eight_devices(tmp_path):
     finish(start(8, tmp_path))
 
