@@ -15,9 +15,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit import regression
+from ntkit import attacks, regression
 from ntkit._pytrees import as_pytree
-from ntkit.data import one_hot
+from ntkit.data import Preprocessing, one_hot
 from ntkit.distill.batches import ClassIndex
 from ntkit.distill.devices import Devices, of_leader, rows_of_all
 from ntkit.distill.distilled import Distilled
@@ -35,6 +35,9 @@ Adversary: TypeAlias = Callable[[Model, Array, Array, Array], Array]
 Augment: TypeAlias = Callable[[Array, Array], Array]
 
 LEARNING_RATE = 0.01
+
+# Images that are preprocessed at once before the first step.
+_PART = 4096
 
 
 def kip(
@@ -54,6 +57,7 @@ def kip(
     support_batch: int | None = None,
     augment: Augment | None = None,
     adversary: Adversary | None = None,
+    preprocessing: Preprocessing | None = None,
     loss: str | Loss = "mse",
     ridge: float = 1e-6,
     log_every: int = 10,
@@ -72,7 +76,8 @@ def kip(
     **Arguments:**
 
     - `kernel`: the kernel, or a family of kernels of which each step samples one.
-    - `images`: the data set to distil, as fed to the kernel: (n, height, width, channels) or (n, d).
+    - `images`: the data set to distil, as fed to the kernel: (n, height, width, channels) or (n, d). With
+      `preprocessing`, pixels.
     - `labels`: its classes, integers from 0.
     - `per_class`: support images of each class.
     - `steps`: gradient steps in all.
@@ -90,6 +95,9 @@ def kip(
     - `adversary`: `adversary(model, images, labels, key) -> images`, applied to each target batch with the predictor
       of the current support set: adv-KIP (Tsilivis, Su, Kempe 2022, arXiv:2207.11727). An `ntkit.attacks.Adversary`, or
       any function. Over a mesh, to each device's part of the batch, with another key on each.
+    - `preprocessing`: applied to each target batch after `augment` and `adversary`, which then work on pixels, with a
+      predictor of pixels: a ball is one of pixels whatever the kernel is fed. The support set is of preprocessed
+      images, from the beginning on. Without an adversary it is cheaper to preprocess the data set once.
     - `loss`: `"mse"`, `"cross_entropy"`, or a function of predictions and targets (both (n, classes)).
     - `ridge`: relative to tr(K)/n, of the support set's Gram matrix.
     - `log_every`: steps between two records of the history, each of which is the mean over these steps.
@@ -115,6 +123,10 @@ def kip(
     if not family or not all(isinstance(member, Kernel) for member in family):
         raise ValueError(f"kernel: got {kernel!r}, expected an ntkit.Kernel or a sequence of them")
     images, labels, num_classes = check_data_set(images, labels, num_classes)
+    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
+        raise ValueError(f"preprocessing: got {preprocessing!r}, expected one of ntkit.data, such as Standardize")
+    if isinstance(adversary, attacks.Adversary):
+        _check_pixels(images, adversary)
     _at_least(1, per_class=per_class, log_every=log_every)
     _at_least(0, steps=steps)
     if not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
@@ -133,7 +145,9 @@ def kip(
         devices=devices,
     )
     key_support, key_steps = jax.random.split(key)
-    support = initial_support(init, images, labels, num_classes, per_class, key_support)
+    seen = images if preprocessing is None else _preprocessed(preprocessing, images)
+    support = initial_support(init, seen, labels, num_classes, per_class, key_support)
+    del seen
     targets = np.asarray(one_hot(labels, num_classes), images.dtype)
     place = devices.place
     fixed = _Fixed(
@@ -144,6 +158,7 @@ def kip(
         by_class=place(ClassIndex.of(labels, num_classes)),
         support_by_class=place(ClassIndex.of(support.classes, num_classes)),
         adversary=None if adversary is None else place(as_pytree(adversary)),
+        preprocessing=None if preprocessing is None else place(preprocessing),
     )
     learned = {"images": jnp.asarray(support.images)}
     constant: dict[str, Any] = {}
@@ -173,6 +188,21 @@ def kip(
     )
 
 
+def _check_pixels(images: np.ndarray, adversary: attacks.Adversary) -> None:
+    least, most = float(images.min()), float(images.max())
+    if least < adversary.bounds[0] or most > adversary.bounds[1]:
+        raise ValueError(
+            f"images: got values from {least:g} to {most:g}, expected pixels within the adversary's bounds "
+            f"{adversary.bounds}; give the kernel's preprocessing as preprocessing="
+        )
+
+
+def _preprocessed(preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
+    """Preprocess a data set in parts, of which one at a time is on the device."""
+    parts = [preprocessing.transform(images[i : i + _PART]) for i in range(0, len(images), _PART)]
+    return np.concatenate([np.asarray(part, images.dtype) for part in parts])
+
+
 @dataclasses.dataclass(frozen=True)
 class _Algorithm:
     """What a step does: static, so that two runs that differ in data alone share one compilation."""
@@ -189,7 +219,7 @@ class _Algorithm:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Fixed:
-    """What no step changes: the data, the adversary with its arrays, and the parameters that are not learned."""
+    """What no step changes: data, the adversary and the preprocessing with their arrays, and what is not learned."""
 
     key: Array
     images: Array
@@ -198,6 +228,7 @@ class _Fixed:
     by_class: ClassIndex
     support_by_class: ClassIndex
     adversary: Any
+    preprocessing: Preprocessing | None
     constant: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -265,12 +296,16 @@ def _step(algorithm: _Algorithm, fixed: _Fixed, state: _State) -> _State:
         parameters = constant | parameters
         batch, classes = algorithm.devices.own((images, labels))
         if fixed.adversary is not None:
-            model = predictor(lax.stop_gradient(parameters), index)
+            model: Model = predictor(lax.stop_gradient(parameters), index)
+            if fixed.preprocessing is not None:
+                model = attacks.Preprocessed(model, fixed.preprocessing)
             batch = lax.stop_gradient(fixed.adversary(model, batch, classes, algorithm.devices.own_key(keys[4])))
-        model = predictor(parameters, index)
-        predictions = algorithm.devices.together(model(batch), len(images))
+        if fixed.preprocessing is not None:
+            batch = fixed.preprocessing.transform(batch)
+        fitted = predictor(parameters, index)
+        predictions = algorithm.devices.together(fitted(batch), len(images))
         accuracy = jnp.mean(jnp.argmax(predictions, axis=1) == labels, dtype=predictions.dtype)
-        return algorithm.loss(predictions, targets), (accuracy, model.ridge)
+        return algorithm.loss(predictions, targets), (accuracy, fitted.ridge)
 
     objectives = [algorithm.devices.averaged(functools.partial(objective, index=index)) for index in range(num_kernels)]
     slopes = [jax.value_and_grad(one, has_aux=True) for one in objectives]

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import ntkit
-from ntkit import distill, regression
-from ntkit.data import one_hot
+from ntkit import attacks, distill, regression
+from ntkit.attacks import Adversary, Linf
+from ntkit.data import Standardize, one_hot
 from ntkit.distill.batches import ClassIndex
 from ntkit.runs import Interrupted, Run
 
@@ -327,6 +328,29 @@ def test_the_adversary_attacks_the_current_predictor_and_is_not_differentiated()
     )
 
 
+def test_the_adversary_works_on_pixels_under_a_preprocessing():
+    pixels = ((IMAGES - IMAGES.min()) / np.ptp(IMAGES)).astype(np.float32)
+    preprocessing = Standardize.fit(pixels)
+    seen = np.asarray(preprocessing.transform(pixels))
+    options = {"steps": 2, "optimizer": SGD, "target_batch": 30}
+    # Without an adversary it is the data set preprocessed before.
+    once = kip(images=seen, **options)
+    each = kip(images=pixels, preprocessing=preprocessing, **options)
+    np.testing.assert_allclose(each.images, once.images, atol=1e-5)
+    adversary = Adversary("pgd", Linf(0.1), steps=3, random_start=False)
+    calls = []
+
+    def by_hand(model, images, labels, key):
+        # What is given are pixels, and a model of them.
+        calls.append(images.shape)
+        return jnp.clip(attacks.pgd(model, images, labels, Linf(0.1), steps=3, random_start=False), 0, 1)
+
+    given = [kip(images=pixels, preprocessing=preprocessing, adversary=a, **options) for a in (adversary, by_hand)]
+    np.testing.assert_allclose(given[0].images, given[1].images, atol=1e-6)
+    assert calls
+    assert given[0].history["loss"][-1] > 1.2 * each.history["loss"][-1]
+
+
 def test_the_augmentation_is_applied_to_the_target_batch():
     def constant(key, images):
         return jnp.broadcast_to(jax.random.normal(key, (4,)), images.shape)
@@ -379,6 +403,11 @@ def bad(array, index, value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"adversary": Adversary("fgsm", Linf(0.1))},
+            r"images: got values from -.* expected pixels within the adversary's bounds \(0, 1\); give the kernel's",
+        ),
+        ({"preprocessing": "zca"}, "preprocessing: got 'zca', expected one of ntkit.data"),
         ({"images": IMAGES[:, 0]}, r"images: got shape \(60,\), expected"),
         ({"images": (255 * IMAGES).astype(np.uint8)}, "images: got dtype uint8, expected floats"),
         (
