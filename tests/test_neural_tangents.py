@@ -158,6 +158,7 @@ def test_pyproject_states_the_same_range() -> None:
     assert bounds == [nt.OLDEST_JAX, nt.FIRST_UNTRIED_JAX]
 
 
+@pytest.mark.slow
 def test_only_the_tests_of_neural_tangents_get_the_views(tmp_path: Path) -> None:
     for name, marker in (("theirs", "class NeuralTangentsTestCase: pass"), ("ours", "")):
         package = tmp_path / name / "tests" / "inner"
@@ -405,7 +406,7 @@ def test_empirical_ntk(name: str, implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "AUTO"])
-@pytest.mark.parametrize("name", ["fc", "cnn"])
+@pytest.mark.parametrize("name", ["fc", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_empirical_ntk_traced_and_vmapped(name: str, implementation: str) -> None:
     x1, x2, apply_fn, params, expected = problem(name)
     expected = jnp.trace(expected, axis1=2, axis2=3) / expected.shape[-1]

@@ -143,7 +143,11 @@ def directional(f, at, direction, step):
 
 @pytest.mark.parametrize("get", ["nngp", "ntk"])
 @pytest.mark.parametrize(
-    ("architecture", "shape"), [(ntkit.fc(1), (3,)), (ntkit.convnet(1), (4, 4, 1))], ids=["fc", "convnet"]
+    ("architecture", "shape"),
+    [
+        pytest.param(ntkit.fc(1), (3,), id="fc"),
+        pytest.param(ntkit.convnet(1), (4, 4, 1), id="convnet", marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_are_finite_differences(architecture, shape, get, x64: None) -> None:
     """Of the images, through the diagonal and between copies, and of W_std and b_std."""
