@@ -90,8 +90,22 @@ def erf(keep: Keep, k: Array, one: Maps, other: Maps) -> tuple[Array, Array]:
     """Give the moments of σ(x) = erf(x) (Williams 1997, eq. 11), with 1 / sqrt(1 + 2v) of each variance."""
     scale = one[0] * other[0]
     sine = 2 * k * scale
-    slope = 4 / math.pi * scale / jnp.sqrt((1 - sine) * (1 + sine))
-    return keep(2 / math.pi * jnp.arcsin(sine)), keep(slope)
+    # The square of the cosine is least for inputs of one direction; so small a gap to that is rounding, as above.
+    least = one[0] ** 2 + other[0] ** 2 - scale**2
+    square = (1 - sine) * (1 + sine)
+    cosine = jnp.sqrt(jnp.where(square - least <= ROUNDING * jnp.finfo(k.dtype).eps, least, square))
+    return keep(2 / math.pi * _arcsin(sine, cosine)), keep(4 / math.pi * scale / cosine)
+
+
+@jax.custom_jvp
+def _arcsin(sine: Array, cosine: Array) -> Array:
+    """Give arcsin of a sine that rounding may take beyond 1; the cosine is for its derivative."""
+    return jnp.arcsin(jnp.clip(sine, -1, 1))
+
+
+@_arcsin.defjvp
+def _arcsin_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return _arcsin(*primals), tangents[0] / primals[1]
 
 
 class Moments(NamedTuple):

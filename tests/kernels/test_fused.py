@@ -110,6 +110,19 @@ def test_values_and_gradients_are_finite_at_duplicates_and_zero(architecture: st
     assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 3e3, 1e6])
+def test_erf_of_copies_of_any_size(size: float) -> None:
+    # Two batches: that the inputs are equal is not known.
+    x = np.array([[size, 0.3 * size], [-0.2 * size, size], [size, -size]], np.float32)
+    kernel = ntkit.ntk(ntkit.fc(1, activation="erf", b_std=0.5))
+    values, pull = jax.vjp(lambda x1, x2: kernel(x1, x2), jnp.asarray(x), jnp.asarray(x))
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+        exact = kernel.diagonal(x.astype(np.float64))
+    np.testing.assert_allclose(jnp.diagonal(values), exact, rtol=1e-4)
+    for gradient in pull(jnp.ones_like(values)):
+        assert np.isfinite(gradient).all()
+
+
 def test_equal_inputs_are_exact_on_the_diagonal(x64: None) -> None:
     x = inputs(np.float64)
     kernel = ntkit.ntk(ntkit.fc(2))
