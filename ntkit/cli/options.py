@@ -18,8 +18,8 @@ import numpy as np
 import ntkit
 from ntkit.activations import ACTIVATIONS
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
-from ntkit.gram.processes import Group
 from ntkit.runs import Run
+from ntkit.runs.processes import Group
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ntkit.gram.devices import check_mesh, on_each, spans_processes, with_one_axis
-from ntkit.gram.processes import Group
+from ntkit.runs.processes import Group, is_key
 
 Tree = TypeVar("Tree")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -108,7 +107,7 @@ class Devices:
         sharding = NamedSharding(self.mesh, PartitionSpec())
 
         def copy(leaf: Array | np.ndarray) -> Array:
-            if _is_key(leaf):
+            if is_key(leaf):
                 return jax.random.wrap_key_data(copy(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
             array = np.asarray(leaf)
             # A copy, since on a CPU JAX may take the memory as it is, and a dispatch gives it away.
@@ -122,50 +121,8 @@ class Devices:
             return tree
 
         def fetch(leaf: Array) -> Any:
-            if _is_key(leaf):
+            if is_key(leaf):
                 return jax.random.wrap_key_data(fetch(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
             return np.asarray(leaf)
 
         return jax.tree.map(fetch, tree)
-
-
-def of_leader(group: Group, values: Tree, record: Any) -> tuple[Tree, Any]:
-    """Give all processes what the leading one has: arrays, to the bit, and something that JSON can hold.
-
-    **Arguments:** `values`: a pytree with the same structure, shapes and dtypes in each process.
-    """
-    if not group.several:
-        return values, record
-    leaves, structure = jax.tree.flatten(values)
-    text = _bytes_of_leader(group, json.dumps(record).encode())
-    shared = [_of_leader(group, leaf) for leaf in leaves]
-    return jax.tree.unflatten(structure, shared), json.loads(text)
-
-
-def _of_leader(group: Group, leaf: Array) -> Any:
-    if _is_key(leaf):
-        data = _of_leader(group, jax.random.key_data(leaf))
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    array = np.asarray(leaf)
-    # As bytes: the processes' arrays are added up to send one, which would make 0 of −0 and float32 of float64.
-    return np.frombuffer(_bytes_of_leader(group, array.tobytes()), array.dtype).reshape(array.shape)
-
-
-def _bytes_of_leader(group: Group, content: bytes) -> bytes:
-    size = int(group.agree(np.asarray(len(content), np.int32)))
-    mine = np.frombuffer(content, np.uint8) if group.leads else np.zeros(size, np.uint8)
-    return group.agree(mine).tobytes() if size else b""
-
-
-def rows_of_all(group: Group, *numbers: int) -> Int[np.ndarray, "processes numbers"]:
-    """Give the same few integers of every process."""
-    row = np.asarray(numbers, np.int32)
-    if not group.several:
-        return row[None]
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(row))
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

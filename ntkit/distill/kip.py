@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,13 +17,12 @@ from ntkit import attacks, regression
 from ntkit._pytrees import as_pytree
 from ntkit.data import Preprocessing, one_hot
 from ntkit.distill.batches import ClassIndex
-from ntkit.distill.devices import Devices, of_leader, rows_of_all
+from ntkit.distill.devices import Devices
 from ntkit.distill.distilled import Distilled
 from ntkit.distill.losses import LOSSES, Loss
 from ntkit.distill.support import Init, check_data_set, initial_support
-from ntkit.gram.processes import Group
 from ntkit.kernels import Kernel
-from ntkit.runs import Interrupted, Interruption, Run, progress
+from ntkit.runs import Loop, Run, columns
 
 if TYPE_CHECKING:
     import optax
@@ -176,14 +173,27 @@ def kip(
     # dispatch gives the memory of every leaf away. And none of a weak type, which only the first state would have: the
     # second dispatch would be compiled anew.
     state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), state)
-    loop = _Loop(algorithm, fixed, steps, log_every, evaluate, run, checkpoint_every, show_progress)
+    loop = Loop(
+        advance=lambda state, count: _advance(algorithm, fixed, state, np.int32(count)),
+        record=_Records(algorithm, fixed, evaluate),
+        steps=steps,
+        log_every=log_every,
+        what="distil",
+        hidden=("ridge",),
+        run=run,
+        checkpoint_every=checkpoint_every,
+        show_progress=show_progress,
+        group=devices.group,
+        place=devices.place,
+        on_host=devices.on_host,
+    )
     state, records = loop(state)
     parameters = constant | devices.on_host(state.learned)
     kernels = parameters["kernels"]
     return Distilled(
         images=np.asarray(parameters["images"]),
         labels=np.asarray(parameters["labels"]),
-        history=_columns(records),
+        history=columns(records),
         kernel=kernels[0] if isinstance(kernel, Kernel) else kernels,
     )
 
@@ -380,77 +390,17 @@ def _put_rows(axes: Any, rows: Array, whole: Any, part: Any) -> Any:
     return jax.tree.map(put, axes, whole, part)
 
 
-# Seconds that one dispatch should take: long enough to hide its cost, short enough for Ctrl-C and the progress bar.
-_DISPATCH_SECONDS = 1.0
+class _Records:
+    """What a distillation records, from its state and from the caller's `evaluate`."""
 
+    def __init__(
+        self, algorithm: _Algorithm, fixed: _Fixed, evaluate: Callable[[Model], Mapping[str, float]] | None
+    ) -> None:
+        self.algorithm, self.fixed, self.evaluate = algorithm, fixed, evaluate
+        self.warned = False
 
-@dataclasses.dataclass(frozen=True)
-class _Loop:
-    """The part of a distillation that runs on the host: dispatch, records, checkpoints, interruption."""
-
-    algorithm: _Algorithm
-    fixed: _Fixed
-    steps: int
-    log_every: int
-    evaluate: Callable[[Model], Mapping[str, float]] | None
-    run: Run | None
-    checkpoint_every: float
-    show_progress: bool
-
-    def __call__(self, state: _State) -> tuple[_State, list[dict[str, Any]]]:
-        devices, group = self.algorithm.devices, self.algorithm.devices.group
-        run = self.run if group.leads else None
-        step, state, records = self._start(run, state)
-        saved_at = time.monotonic()
-        dispatch, warned = 1, False
-        shown = self.show_progress and group.leads
-        with Interruption() as interruption, progress(self.steps, "distil", step, enabled=shown) as bar:
-            while step < self.steps:
-                # A record falls on a fixed step, whatever the speed, so that the history is deterministic too.
-                record_at = min(self.steps, (step // self.log_every + 1) * self.log_every)
-                count = min(dispatch, record_at - step)
-                started = time.monotonic()
-                state = jax.block_until_ready(_advance(self.algorithm, self.fixed, state, np.int32(count)))
-                seconds = time.monotonic() - started
-                if count == dispatch:
-                    dispatch = max(1, min(2 * dispatch, int(count * _DISPATCH_SECONDS / max(seconds, 1e-6))))
-                step += count
-                if step == record_at:
-                    with group.together():
-                        record = self._record(step, state)
-                        warned = self._warn_once(record, warned)
-                        records.append(record)
-                        if run is not None:
-                            run.log(**record)
-                    state = dataclasses.replace(state, totals=devices.place(_Totals.zero(state.totals.loss.dtype)))
-                    bar.update(step, **{name: value for name, value in record.items() if name not in ("step", "ridge")})
-                else:
-                    bar.update(step)
-                due = time.monotonic() - saved_at >= self.checkpoint_every
-                dispatch, due, stop = _agreed(group, dispatch, due, interruption.signal)
-                if due or stop is not None or step == self.steps:
-                    with group.together():
-                        if run is not None:
-                            run.save(step, devices.on_host(state))
-                    saved_at = time.monotonic()
-                if stop is not None and step < self.steps:
-                    where = "" if run is None else f", saved in {run.path}"
-                    raise Interrupted(f"stopped after {step} of {self.steps} steps{where}", stop)
-        return state, records
-
-    def _start(self, run: Run | None, state: _State) -> tuple[int, _State, list[dict[str, Any]]]:
-        """Give the step, state and records to go on from: those of the run, if it has any, in all processes."""
-        devices, group = self.algorithm.devices, self.algorithm.devices.group
-        step, records = 0, []
-        with group.together():
-            if run is not None and (restored := run.restore(state)) is not None:
-                step, state = restored
-                records = run.metrics()
-        state, (step, records) = of_leader(group, state, (step, records))
-        return step, devices.place(state), records
-
-    def _record(self, step: int, state: _State) -> dict[str, Any]:
-        totals = state.totals
+    def __call__(self, step: int, state: _State) -> tuple[dict[str, Any], _State]:
+        devices, totals = self.algorithm.devices, state.totals
         count = int(totals.count)
         record = {
             "step": step,
@@ -464,29 +414,15 @@ class _Loop:
                 "try a smaller learning rate, a larger ridge or x64"
             )
         if self.evaluate is not None:
-            parameters = self.algorithm.devices.on_host(self.fixed.constant | state.learned)
+            parameters = devices.on_host(self.fixed.constant | state.learned)
             model = regression.fit(
                 parameters["kernels"][0], parameters["images"], parameters["labels"], self.algorithm.ridge
             )
             record |= {name: float(value) for name, value in self.evaluate(model).items()}
-        return record
-
-    def _warn_once(self, record: dict[str, Any], warned: bool) -> bool:
-        if not warned and record["ridge"] > self.algorithm.ridge * (1 + 1e-5):
+        if not self.warned and record["ridge"] > self.algorithm.ridge * (1 + 1e-5):
             regression.warn_of_ridge(self.algorithm.ridge, record["ridge"])
-            return True
-        return warned
-
-
-def _agreed(
-    group: Group, dispatch: int, due: bool, stop: signal.Signals | None
-) -> tuple[int, bool, signal.Signals | None]:
-    """Decide for all processes: the leading one on speed and checkpoints, and any of them that it is time to stop."""
-    if not group.several:
-        return dispatch, due, stop
-    rows = rows_of_all(group, dispatch, due, stop or 0)
-    number = int(rows[:, 2].max())
-    return int(rows[0, 0]), bool(rows[0, 1]), signal.Signals(number) if number else None
+            self.warned = True
+        return record, dataclasses.replace(state, totals=devices.place(_Totals.zero(totals.loss.dtype)))
 
 
 def _optimizer(optimizer: optax.GradientTransformation | None) -> optax.GradientTransformation:
@@ -525,9 +461,3 @@ def _at_least(least: int, **arguments: int) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
-
-
-def _columns(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    # What one record lacks (`evaluate` may look at something only now and then) is NaN.
-    names = dict.fromkeys(name for record in records for name in record)
-    return {name: np.asarray([record.get(name, np.nan) for record in records]) for name in names}

@@ -16,11 +16,11 @@ from jaxtyping import Array, ArrayLike, Float
 from ntkit._checks import check_batch
 from ntkit.gram import identity
 from ntkit.gram.devices import Inputs, Round, check_mesh, on_mesh, on_one_device, spans_processes
-from ntkit.gram.processes import Group
 from ntkit.gram.store import Store
 from ntkit.gram.tiles import Tile, Tiling, cut
 from ntkit.kernels import Kernel
 from ntkit.kernels._inputs import check_pair, traced
+from ntkit.runs.processes import Group
 from ntkit.runs.progress import progress as show_progress
 
 # What one block may use beside its result.

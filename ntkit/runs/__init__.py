@@ -3,7 +3,18 @@
 from ntkit.runs.directory import Run
 from ntkit.runs.files import atomic_write
 from ntkit.runs.interruption import Interrupted, Interruption
+from ntkit.runs.loop import Loop, columns
 from ntkit.runs.progress import Progress, progress
 from ntkit.runs.report import write_report
 
-__all__ = ["Interrupted", "Interruption", "Progress", "Run", "atomic_write", "progress", "write_report"]
+__all__ = [
+    "Interrupted",
+    "Interruption",
+    "Loop",
+    "Progress",
+    "Run",
+    "atomic_write",
+    "columns",
+    "progress",
+    "write_report",
+]

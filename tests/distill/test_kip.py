@@ -1,6 +1,5 @@
 import functools
 import signal
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -249,7 +248,7 @@ def test_the_same_key_gives_the_same_bits(undisturbed):
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_the_length_of_a_dispatch_changes_no_bit(seconds, undisturbed, monkeypatch):
-    monkeypatch.setattr(sys.modules["ntkit.distill.kip"], "_DISPATCH_SECONDS", seconds)
+    monkeypatch.setattr(ntkit.runs.loop, "DISPATCH_SECONDS", seconds)
     assert same_bits(kip(**EVERYTHING), undisturbed)
 
 
@@ -274,7 +273,7 @@ def test_interrupted_and_resumed_equals_undisturbed(number, undisturbed, tmp_pat
 
 
 def test_killed_between_records_and_resumed_equals_undisturbed(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["ntkit.distill.kip"], "_DISPATCH_SECONDS", 0.0)
+    monkeypatch.setattr(ntkit.runs.loop, "DISPATCH_SECONDS", 0.0)
     run = Run.create(tmp_path / "run", {})
 
     def evaluate(model):

@@ -1,0 +1,124 @@
+"""The part of a long compiled loop that runs on the host: dispatch, records, checkpoints, interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import jax
+import numpy as np
+
+from ntkit.runs.directory import Run
+from ntkit.runs.interruption import Interrupted, Interruption
+from ntkit.runs.processes import ALONE, Group, of_leader, rows_of_all
+from ntkit.runs.progress import progress
+
+State = TypeVar("State")
+Record = dict[str, Any]
+
+# Seconds that one dispatch should take: long enough to hide its cost, short enough for Ctrl-C and the progress bar.
+DISPATCH_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop(Generic[State]):
+    """Steps in dispatches of about a second, with a record every so often, checkpoints, and an end on Ctrl-C.
+
+    **Fields:**
+
+    - `advance`: `advance(state, count) -> state`, `count` steps, compiled.
+    - `record`: `record(step, state) -> (record, state)`, with numbers to keep and what the next record starts from.
+      Called every `log_every` steps, and after the last one; a fixed step, whatever the speed, so that records are
+      deterministic too.
+    - `steps`, `log_every`: numbers of steps.
+    - `what`: what the progress bar calls the work. `hidden`: names in a record that it does not show.
+    - `run`: where records and checkpoints go, and come from if there are any. `checkpoint_every`: seconds.
+    - `one_by_one`: whether `advance` takes but one step.
+    - `group`: the processes that run this loop. `place`, `on_host`: of the state, to the devices of all and back.
+    """
+
+    advance: Callable[[State, int], State]
+    record: Callable[[int, State], tuple[Record, State]]
+    steps: int
+    log_every: int
+    what: str
+    hidden: Sequence[str] = ()
+    run: Run | None = None
+    checkpoint_every: float = 60.0
+    show_progress: bool = False
+    one_by_one: bool = False
+    group: Group = ALONE
+    place: Callable[[State], State] = lambda state: state
+    on_host: Callable[[State], State] = lambda state: state
+
+    def __call__(self, state: State) -> tuple[State, list[Record]]:
+        """Take the steps that are left from a state, or from the run's checkpoint; give the last state and all records.
+
+        **Raises:** `Interrupted` on Ctrl-C or SIGTERM, after the step was finished and, with a run, saved.
+        """
+        group = self.group
+        run = self.run if group.leads else None
+        step, state, records = self._start(run, state)
+        saved_at = time.monotonic()
+        dispatch = 1
+        shown = self.show_progress and group.leads
+        with Interruption() as interruption, progress(self.steps, self.what, step, enabled=shown) as bar:
+            while step < self.steps:
+                record_at = min(self.steps, (step // self.log_every + 1) * self.log_every)
+                count = min(dispatch, record_at - step)
+                started = time.monotonic()
+                state = jax.block_until_ready(self.advance(state, count))
+                seconds = time.monotonic() - started
+                if count == dispatch and not self.one_by_one:
+                    dispatch = max(1, min(2 * dispatch, int(count * DISPATCH_SECONDS / max(seconds, 1e-6))))
+                step += count
+                if step == record_at:
+                    with group.together():
+                        record, state = self.record(step, state)
+                        records.append(record)
+                        if run is not None:
+                            run.log(**record)
+                    bar.update(step, **{name: record[name] for name in record if name not in ("step", *self.hidden)})
+                else:
+                    bar.update(step)
+                due = time.monotonic() - saved_at >= self.checkpoint_every
+                dispatch, due, stop = _agreed(group, dispatch, due, interruption.signal)
+                if due or stop is not None or step == self.steps:
+                    with group.together():
+                        if run is not None:
+                            run.save(step, self.on_host(state))
+                    saved_at = time.monotonic()
+                if stop is not None and step < self.steps:
+                    where = "" if run is None else f", saved in {run.path}"
+                    raise Interrupted(f"stopped after {step} of {self.steps} steps{where}", stop)
+        return state, records
+
+    def _start(self, run: Run | None, state: State) -> tuple[int, State, list[Record]]:
+        """Give the step, state and records to go on from: those of the run, if it has any, in all processes."""
+        step, records = 0, []
+        with self.group.together():
+            if run is not None and (restored := run.restore(state)) is not None:
+                step, state = restored
+                records = run.metrics()
+        state, (step, records) = of_leader(self.group, state, (step, records))
+        return step, self.place(state), records
+
+
+def columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Give records as one array for each name; what one of them lacks is NaN."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: np.asarray([record.get(name, np.nan) for record in records]) for name in names}
+
+
+def _agreed(
+    group: Group, dispatch: int, due: bool, stop: signal.Signals | None
+) -> tuple[int, bool, signal.Signals | None]:
+    """Decide for all processes: the leading one on speed and checkpoints, and any of them that it is time to stop."""
+    if not group.several:
+        return dispatch, due, stop
+    rows = rows_of_all(group, dispatch, due, stop or 0)
+    number = int(rows[:, 2].max())
+    return int(rows[0, 0]), bool(rows[0, 1]), signal.Signals(number) if number else None
