@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._pytrees import as_pytree
@@ -97,6 +98,16 @@ class Adversary:
         if "key" in inspect.signature(attack).parameters:
             options["key"] = key
         return attack(model, x, labels, self.ball, bounds=self.bounds, **dict(self.options) | options)
+
+
+    def check_pixels(self, images: np.ndarray) -> None:
+        """Raise `ValueError` unless all values of a data set are within the bounds, before any of it is attacked."""
+        least, most = float(images.min()), float(images.max())
+        if least < self.bounds[0] or most > self.bounds[1]:
+            raise ValueError(
+                f"images: got values from {least:g} to {most:g}, expected pixels within the adversary's bounds "
+                f"{self.bounds}; give the model's preprocessing as preprocessing="
+            )
 
 
 _OTHERS = ("model", "x", "labels", "ball", "key", "bounds")

@@ -123,7 +123,7 @@ def kip(
     if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
         raise ValueError(f"preprocessing: got {preprocessing!r}, expected one of ntkit.data, such as Standardize")
     if isinstance(adversary, attacks.Adversary):
-        _check_pixels(images, adversary)
+        adversary.check_pixels(images)
     _at_least(1, per_class=per_class, log_every=log_every)
     _at_least(0, steps=steps)
     if not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
@@ -196,15 +196,6 @@ def kip(
         history=columns(records),
         kernel=kernels[0] if isinstance(kernel, Kernel) else kernels,
     )
-
-
-def _check_pixels(images: np.ndarray, adversary: attacks.Adversary) -> None:
-    least, most = float(images.min()), float(images.max())
-    if least < adversary.bounds[0] or most > adversary.bounds[1]:
-        raise ValueError(
-            f"images: got values from {least:g} to {most:g}, expected pixels within the adversary's bounds "
-            f"{adversary.bounds}; give the kernel's preprocessing as preprocessing="
-        )
 
 
 def _preprocessed(preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:

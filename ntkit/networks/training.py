@@ -1,10 +1,11 @@
-"""Training a finite network on a data set that fits on the device, in one compiled loop."""
+"""Training a finite network, on clean or attacked images, in a compiled loop that can be killed and resumed."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +13,60 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from ntkit.data import check_images
+from ntkit import attacks
+from ntkit._loops import slow_in_loops
+from ntkit._pytrees import as_pytree
+from ntkit.attacks.losses import cross_entropy, fooled
+from ntkit.data import Preprocessing, check_images
+from ntkit.runs import Loop, Run, columns
 
 if TYPE_CHECKING:
-    import flax.linen as nn
+    import optax
+
+Loss: TypeAlias = Callable[[Array, Array], Array]
+Adversary: TypeAlias = Callable[[Any, Array, Array, Array], Array]
+Augment: TypeAlias = Callable[[Array, Array], Array]
+Schedule: TypeAlias = Literal["cosine", "constant"]
+
+LEARNING_RATE = 1e-3
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("cosine", "constant")
 
 
-@jax.tree_util.register_dataclass
+class Module(Protocol):
+    """What a network is before it is trained: a flax module, a [`Linearized`][] one, or anything with these two."""
+
+    def init(self, key: Array, x: Array, /) -> Any:
+        """Give the variables, a mapping whose `"params"` are trained."""
+
+    def apply(self, variables: Any, x: Array, /) -> Any:
+        """Give the outputs (n, outputs) for images."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["variables", "initial"],
+    meta_fields=["module"],
+    drop_fields=["losses", "history"],
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
     """A network with its parameters: a model, and a JAX pytree. [`train`][] makes it.
 
-    **Fields:** `variables`: what `module.apply` takes. `losses`: the loss (steps,) before each step. `module`: the
-    flax module. `initial`: the variables at initialization, of which the output is subtracted; `None` if it was not
-    trained `centred`.
+    Its past is not part of the pytree, and is not there inside `jit`: an attack is compiled once for all networks of
+    one module, however long they were trained.
+
+    **Fields:** `variables`: what `module.apply` takes. `module`: the flax module. `initial`: the variables at
+    initialization, of which the output is subtracted; `None` if it was not trained `centred`. `losses`: the loss
+    (steps,) before each step. `history`: for each record its `step`, the mean `loss` and `accuracy` on the batches
+    since the last one, and what `evaluate` gave; one array for each name.
     """
 
     variables: Any
-    losses: Float[Array, " steps"]
-    module: nn.Module = dataclasses.field(metadata={"static": True})
+    module: Module
     initial: Any = None
+    losses: Float[np.ndarray, " steps"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+    history: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __call__(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m outputs"]:
         """Predict the outputs (m, outputs) for a batch of inputs."""
@@ -39,32 +74,68 @@ class TrainedNetwork:
 
 
 def train(
-    module: nn.Module,
+    module: Module,
     images: Float[ArrayLike, "n ..."],
     targets: Float[ArrayLike, "n outputs"],
     *,
     key: Array,
     steps: int = 1000,
-    learning_rate: float = 1e-3,
+    loss: str | Loss = "mse",
+    optimizer: str | optax.GradientTransformation = "adam",
+    learning_rate: float | None = None,
+    schedule: Schedule = "cosine",
     batch_size: int | None = None,
     centred: bool = False,
+    augment: Augment | None = None,
+    adversary: Adversary | None = None,
+    preprocessing: Preprocessing | None = None,
+    log_every: int = 100,
+    evaluate: Callable[[TrainedNetwork], Mapping[str, float]] | None = None,
+    run: Run | None = None,
+    checkpoint_every: float = 60.0,
+    show_progress: bool = False,
 ) -> TrainedNetwork:
-    """Train a network with Adam on the squared error ½ · mean over images of ‖f(x) − y‖².
+    """Train a network.
+
+    The data go to the device once, and many steps run per dispatch; on a CPU, a network with convolutions is trained
+    step by step, which XLA runs faster there. The result depends on the arguments alone: the same key on the same
+    device gives the same bits, however often the run was interrupted and resumed.
 
     **Arguments:**
 
-    - `module`: a flax module, for example `ntkit.fc(1).flax(num_outputs=10, width=1024)`.
-    - `images`: (n, height, width, channels) or (n, d), preprocessed as the network shall see them.
-    - `targets`: (n, outputs), soft labels of a distilled set or `ntkit.data.one_hot(labels, classes)`.
-    - `key`: for the initialization and the batches.
-    - `steps`: gradient steps. `learning_rate`: Adam's, decayed to 0 by a cosine.
-    - `batch_size`: images of each step's random batch; `None`, or at least n: all.
+    - `module`: a flax module, for example `ntkit.fc(1).flax(num_outputs=10, width=1024)` or
+      [`ntkit.networks.vgg11`][]`(10)`.
+    - `images`: (n, height, width, channels) or (n, d), as the network shall see them. With `preprocessing`, pixels.
+    - `targets`: (n, outputs), soft labels of a distilled set or `ntkit.data.one_hot(labels, classes)`; (n, 1) with the
+      signs of the classes for a network with one output.
+    - `key`: for the initialization, the batches, the augmentation and the adversary.
+    - `steps`: gradient steps.
+    - `loss`: `"mse"`, ½ · mean over images of ‖f(x) − y‖²; `"cross_entropy"` of the softmax against the class with the
+      largest target (of one output, of (−f, f) against its sign); or a function of outputs and targets.
+    - `optimizer`: `"adam"`, `"sgd"` without momentum, or any optax optimizer.
+    - `learning_rate`: of Adam or SGD (default: 0.001). `schedule`: `"cosine"`, which falls to 0, or `"constant"`.
+    - `batch_size`: images of each step; `None`, or at least n: all. Each image comes once in an epoch, in a new order;
+      what does not fill a batch at its end is left out.
     - `centred`: subtract the network's output at initialization, so that training starts from f_0 = 0 as in the
-      closed forms ([`ntkit.regression.flow`][] and [`ntkit.regression.fit`][]).
+      closed forms ([`ntkit.regression.flow`][] and [`ntkit.regression.fit`][]). SGD on the squared error with a small
+      constant learning rate η is then at step s where `flow` is at time η · s · outputs, in the limit of infinite
+      width.
+    - `augment`: `augment(key, images) -> images`, applied to each batch.
+    - `adversary`: `adversary(model, images, classes, key) -> images`, applied to each batch with the current network:
+      adversarial training (Madry et al. 2018, arXiv:1706.06083, eq. 2.1). An `ntkit.attacks.Adversary`, best with
+      `stop_early=False`, or any function. The classes are those of the largest targets, or −1 and +1.
+    - `preprocessing`: applied to each batch after `augment` and `adversary`, which then work on pixels, with a model of
+      pixels: a ball is one of pixels whatever the network is fed. The network itself still takes preprocessed images.
+    - `log_every`: steps between two records of the history.
+    - `evaluate`: called with the network as it is at each record; the numbers that it returns are added to the record.
+    - `run`: a run directory to log and checkpoint to. If it has a checkpoint, the run goes on from there.
+    - `checkpoint_every`: seconds between checkpoints.
+    - `show_progress`: whether to show a progress bar on stderr.
 
     **Returns:** a [`TrainedNetwork`][].
 
-    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the loss became infinite or NaN.
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the loss became infinite or NaN;
+    `Interrupted` (a `KeyboardInterrupt`) on Ctrl-C or SIGTERM, after the step was finished and, with a `run`, saved.
     """
     check_images("images", images)
     images, targets = jnp.asarray(images), jnp.asarray(targets)
@@ -72,64 +143,246 @@ def train(
         raise ValueError(f"targets: got shape {targets.shape}, expected ({len(images)}, outputs)")
     if not np.isfinite(np.asarray(targets)).all():
         raise ValueError("targets: got NaN or infinity, expected finite values")
-    for name, value in (("steps", steps), ("batch_size", 1 if batch_size is None else batch_size)):
+    for name, value in (
+        ("steps", steps),
+        ("batch_size", 1 if batch_size is None else batch_size),
+        ("log_every", log_every),
+    ):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
-    if not (np.ndim(learning_rate) == 0 and np.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate: got {learning_rate!r}, expected a finite number above 0")
-    outputs, _ = jax.eval_shape(module.init_with_output, key, images)
-    if outputs.shape != targets.shape:
-        raise ValueError(f"targets: got shape {targets.shape}, expected {outputs.shape} as the network's outputs")
-    batch = None if batch_size is None or batch_size >= len(images) else int(batch_size)
-    network = _train(module, int(steps), batch, centred, images, targets, key, jnp.float32(learning_rate))
-    if not np.isfinite(np.asarray(network.losses)).all():
-        raise FloatingPointError(f"training diverged with learning_rate={learning_rate}: try a smaller one")
-    return network
+    if not (np.ndim(checkpoint_every) == 0 and checkpoint_every >= 0):
+        raise ValueError(f"checkpoint_every: got {checkpoint_every!r}, expected at least 0 seconds")
+    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
+        raise ValueError(f"preprocessing: got {preprocessing!r}, expected one of ntkit.data, such as Standardize")
+    if isinstance(adversary, attacks.Adversary):
+        adversary.check_pixels(np.asarray(images))
+    key_init, key_steps = jax.random.split(key)
+    first = images[:1] if preprocessing is None else preprocessing.transform(images[:1])
+    _check_module(module, key_init, first, targets.shape)
+    plan = _Plan(
+        module=module,
+        loss=_loss(loss),
+        optimizer=_optimizer(optimizer, learning_rate, schedule, int(steps)),
+        batch_size=None if batch_size is None or batch_size >= len(images) else int(batch_size),
+        augment=augment,
+    )
+    variables = dict(jax.jit(module.init)(key_init, first))
+    fixed = _Fixed(
+        key=key_steps,
+        images=images,
+        targets=targets,
+        others={name: values for name, values in variables.items() if name != "params"},
+        initial=variables if centred else None,
+        adversary=None if adversary is None else as_pytree(adversary),
+        preprocessing=preprocessing,
+    )
+    params = variables["params"]
+    state = _State(
+        params=params,
+        optimizer=plan.optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        losses=jnp.zeros(int(steps)),
+        total=jnp.zeros(()),
+        right=jnp.zeros(()),
+        count=jnp.zeros(()),
+    )
+    # Memory of its own for each leaf, since a dispatch gives all of it away; and none of a weak type.
+    state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), state)
+    one_by_one = slow_in_loops(module.apply, variables, first)
+
+    def network(state: _State) -> TrainedNetwork:
+        # A copy: the next dispatch gives this memory away, and who is shown a network may keep it.
+        copied = jax.tree.map(jnp.copy, state.params)
+        return TrainedNetwork(fixed.others | {"params": copied}, module, fixed.initial)
+
+    def record(step: int, state: _State) -> tuple[dict[str, Any], _State]:
+        count = float(state.count)
+        found = {"step": step, "loss": float(state.total) / count, "accuracy": float(state.right) / count}
+        if not np.isfinite(found["loss"]):
+            raise FloatingPointError(
+                f"training diverged: the loss is {found['loss']} by step {step}; try a smaller learning rate"
+            )
+        if evaluate is not None:
+            found |= {name: float(value) for name, value in evaluate(network(state)).items()}
+        return found, dataclasses.replace(state, total=jnp.zeros(()), right=jnp.zeros(()), count=jnp.zeros(()))
+
+    def advance(state: _State, count: int) -> _State:
+        return _step(plan, fixed, state) if one_by_one else _steps(plan, fixed, state, np.int32(count))
+
+    loop = Loop(
+        advance=advance,
+        record=record,
+        steps=int(steps),
+        log_every=int(log_every),
+        what="train",
+        run=run,
+        checkpoint_every=checkpoint_every,
+        show_progress=show_progress,
+        one_by_one=one_by_one,
+    )
+    state, records = loop(state)
+    return dataclasses.replace(network(state), losses=np.asarray(state.losses), history=columns(records))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(module: nn.Module, variables: Any, initial: Any, x: Array) -> Array:
+def _apply(module: Module, variables: Any, initial: Any, x: Array) -> Array:
     outputs = module.apply(variables, x)
     return outputs if initial is None else outputs - module.apply(initial, x)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _train(
-    module: nn.Module,
-    steps: int,
-    batch_size: int | None,
-    centred: bool,
-    images: Array,
-    targets: Array,
-    key: Array,
-    learning_rate: Array,
-) -> TrainedNetwork:
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What a step does: static, so that two trainings that differ in data alone share one compilation."""
+
+    module: Module
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    batch_size: int | None
+    augment: Augment | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Fixed:
+    """What no step changes. `others`: the variables that are not trained."""
+
+    key: Array
+    images: Array
+    targets: Array
+    others: dict[str, Any]
+    initial: Any
+    adversary: Any
+    preprocessing: Preprocessing | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """All that a step changes; what a checkpoint holds. `total`, `right`, `count`: sums since the last record."""
+
+    params: Any
+    optimizer: Any
+    step: Array
+    losses: Array
+    total: Array
+    right: Array
+    count: Array
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _steps(plan: _Plan, fixed: _Fixed, state: _State, count: Array) -> _State:
+    """Take `count` steps. The count is traced: one compilation serves every length of dispatch."""
+    return lax.fori_loop(0, count, lambda _, current: _take(plan, fixed, current), state)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _step(plan: _Plan, fixed: _Fixed, state: _State) -> _State:
+    """Take one step, outside of any loop."""
+    return _take(plan, fixed, state)
+
+
+def _take(plan: _Plan, fixed: _Fixed, state: _State) -> _State:
     import optax
 
-    schedule = optax.cosine_decay_schedule(1.0, steps)
-    optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(schedule))
-    key_init, key_batches = jax.random.split(key)
-    variables = module.init(key_init, images[:1])
-    initial = variables if centred else None
-    if centred:
-        # To start from f_0 = 0 and learn y is to start where the network does and learn y + f_0.
-        targets = targets + module.apply(variables, images)
+    key_augment, key_adversary = jax.random.split(jax.random.fold_in(fixed.key, state.step))
+    x, y = fixed.images, fixed.targets
+    if plan.batch_size is not None:
+        rows = _batch(fixed.key, state.step, len(x), plan.batch_size)
+        x, y = x[rows], y[rows]
+    if plan.augment is not None:
+        x = plan.augment(key_augment, x)
+    if fixed.adversary is not None:
+        model: Any = TrainedNetwork(fixed.others | {"params": state.params}, plan.module, fixed.initial)
+        if fixed.preprocessing is not None:
+            model = attacks.Preprocessed(model, fixed.preprocessing)
+        labels = _classes(y) if y.shape[1] > 1 else 2 * _classes(y) - 1
+        x = lax.stop_gradient(fixed.adversary(model, x, labels, key_adversary))
+    if fixed.preprocessing is not None:
+        x = fixed.preprocessing.transform(x)
 
-    def objective(variables: Any, x: Array, y: Array) -> Array:
-        return 0.5 * jnp.mean(jnp.sum((module.apply(variables, x) - y) ** 2, axis=1))
+    def objective(params: Any) -> tuple[Array, Array]:
+        outputs = _apply(plan.module, fixed.others | {"params": params}, fixed.initial, x)
+        return plan.loss(outputs, y), jnp.mean(~fooled(outputs, _classes(y)), dtype=jnp.float32)
 
-    def step(carry: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], Array]:
-        variables, state = carry
-        x, y = images, targets
-        if batch_size is not None:
-            chosen = jax.random.choice(
-                jax.random.fold_in(key_batches, index), len(images), (batch_size,), replace=False
-            )
-            x, y = images[chosen], targets[chosen]
-        loss, gradient = jax.value_and_grad(objective)(variables, x, y)
-        updates, state = optimizer.update(gradient, state, variables)
-        variables = optax.apply_updates(variables, jax.tree.map(lambda u: -learning_rate * u, updates))
-        return (variables, state), loss
+    (loss, right), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    updates, optimizer = plan.optimizer.update(gradient, state.optimizer, state.params)
+    return _State(
+        optax.apply_updates(state.params, updates),
+        optimizer,
+        state.step + 1,
+        state.losses.at[state.step].set(loss),
+        state.total + loss,
+        state.right + right,
+        state.count + 1,
+    )
 
-    (variables, _), losses = lax.scan(step, (variables, optimizer.init(variables)), jnp.arange(steps))
-    return TrainedNetwork(variables, losses, module, initial)
+
+def _batch(key: Array, step: Array, n: int, size: int) -> Array:
+    """Give the rows of a step's batch: a part of the epoch's permutation."""
+    batches = n // size
+    order = jax.random.permutation(jax.random.fold_in(key, step // batches), n)
+    return lax.dynamic_slice(order, (step % batches * size,), (size,))
+
+
+def _classes(targets: Array) -> Array:
+    """Give the class that each target names, from 0."""
+    return jnp.argmax(targets, axis=1) if targets.shape[1] > 1 else (targets[:, 0] > 0).astype(jnp.int32)
+
+
+def _mse(outputs: Array, targets: Array) -> Array:
+    return 0.5 * jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1))
+
+
+def _cross_entropy(outputs: Array, targets: Array) -> Array:
+    return jnp.mean(cross_entropy(outputs, _classes(targets)))
+
+
+_LOSSES: dict[str, Loss] = {"mse": _mse, "cross_entropy": _cross_entropy}
+
+
+def _loss(loss: str | Loss) -> Loss:
+    if callable(loss):
+        return loss
+    if not isinstance(loss, str) or loss not in _LOSSES:
+        raise ValueError(f"loss: got {loss!r}, expected one of {', '.join(map(repr, _LOSSES))}, or a function")
+    return _LOSSES[loss]
+
+
+def _optimizer(
+    optimizer: str | optax.GradientTransformation, learning_rate: float | None, schedule: Schedule, steps: int
+) -> optax.GradientTransformation:
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: got {schedule!r}, expected 'cosine' or 'constant'")
+    if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
+        rate = LEARNING_RATE if learning_rate is None else learning_rate
+        if not (np.ndim(rate) == 0 and np.isfinite(rate) and rate > 0):
+            raise ValueError(f"learning_rate: got {learning_rate!r}, expected a finite number above 0")
+        return _named_optimizer(optimizer, float(rate), steps if schedule == "cosine" else None)
+    if isinstance(optimizer, str) or not callable(getattr(optimizer, "update", None)):
+        raise ValueError(f"optimizer: got {optimizer!r}, expected 'adam', 'sgd' or an optax.GradientTransformation")
+    if learning_rate is not None:
+        raise ValueError(f"learning_rate: got {learning_rate!r} beside an optimizer that has its own, expected none")
+    return optimizer
+
+
+@functools.cache
+def _named_optimizer(name: str, rate: float, decayed_over: int | None) -> optax.GradientTransformation:
+    # Cached: a new object would be a new static argument, and so a new compilation.
+    import optax
+
+    schedule = rate if decayed_over is None else optax.cosine_decay_schedule(rate, decayed_over)
+    return optax.adam(schedule) if name == "adam" else optax.sgd(schedule)
+
+
+def _check_module(module: Module, key: Array, x: Array, targets: tuple[int, ...]) -> None:
+    if not (callable(getattr(module, "init", None)) and callable(getattr(module, "apply", None))):
+        raise ValueError(f"module: got {type(module).__name__}, expected a flax module")
+    variables = jax.eval_shape(module.init, key, x)
+    if "params" not in variables or "batch_stats" in variables:
+        raise ValueError(
+            f"module: got one with the variables {', '.join(sorted(variables))}, expected its parameters alone to "
+            "decide its outputs: no batch normalization"
+        )
+    expected = (targets[0], *jax.eval_shape(module.apply, variables, x).shape[1:])
+    if targets != expected:
+        raise ValueError(f"targets: got shape {targets}, expected {expected} as the network's outputs")

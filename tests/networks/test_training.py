@@ -1,10 +1,17 @@
+import signal
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ntkit
-from ntkit import networks, regression
+from ntkit import attacks, networks, regression
+from ntkit.attacks import Adversary, Linf
+from ntkit.data import Standardize, one_hot
+from ntkit.runs import Interrupted, Run
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3)).astype("f")
@@ -42,7 +49,7 @@ def test_centred_starts_from_zero() -> None:
     np.testing.assert_allclose(network(X), Y, atol=0.1)
     initial = module.apply(network.initial, TEST)
     np.testing.assert_allclose(network(TEST) + initial, module.apply(network.variables, TEST), atol=1e-4)
-    assert len(jax.tree.leaves(network)) == 2 * len(jax.tree.leaves(network.variables)) + 1
+    assert len(jax.tree.leaves(network)) == 2 * len(jax.tree.leaves(network.variables))
 
 
 def test_a_wide_centred_network_is_kernel_regression() -> None:
@@ -75,15 +82,190 @@ def test_a_wide_centred_network_is_kernel_regression() -> None:
         ({"batch_size": 0}, "batch_size: got 0, expected an integer of at least 1"),
         ({"learning_rate": -1.0}, "learning_rate: got -1.0, expected a finite number above 0"),
         ({"learning_rate": np.nan}, "learning_rate: got nan"),
+        ({"loss": "hinge"}, "loss: got 'hinge', expected one of 'mse', 'cross_entropy', or a function"),
+        ({"optimizer": "lbfgs"}, "optimizer: got 'lbfgs', expected 'adam', 'sgd' or an optax.GradientTransformation"),
+        ({"optimizer": optax.sgd(0.1), "learning_rate": 0.1}, "learning_rate: got 0.1 beside an optimizer"),
+        ({"schedule": "linear"}, "schedule: got 'linear', expected 'cosine' or 'constant'"),
+        ({"log_every": 0}, "log_every: got 0, expected an integer of at least 1"),
+        ({"checkpoint_every": -1.0}, "checkpoint_every: got -1.0, expected at least 0 seconds"),
+        ({"preprocessing": "zca"}, "preprocessing: got 'zca', expected one of ntkit.data"),
+        ({"adversary": Adversary("pgd", Linf(0.1))}, "images: got values from .* expected pixels within"),
+        ({"module": nn.Sequential([nn.BatchNorm(False), nn.Dense(2)])}, "module: got one with .*batch_stats"),
+        ({"module": "vgg11"}, "module: got str, expected a flax module"),
     ],
 )
 def test_bad_arguments(change, message: str) -> None:
-    arguments = {"images": X, "targets": Y, "key": KEY, "steps": 1} | change
+    arguments = {"module": ntkit.fc(1).flax(2, 64), "images": X, "targets": Y, "key": KEY, "steps": 1} | change
     with pytest.raises(ValueError, match=message) as caught:
-        networks.train(ntkit.fc(1).flax(2, 64), **arguments)
+        networks.train(**arguments)
     assert "\n" not in str(caught.value)
 
 
 def test_divergence_is_an_error() -> None:
-    with pytest.raises(FloatingPointError, match=r"training diverged with learning_rate=1e\+30"):
+    with pytest.raises(FloatingPointError, match=r"training diverged: the loss is (nan|inf) by step 50"):
         networks.train(ntkit.fc(1).flax(2, 64), X, Y, key=KEY, steps=50, learning_rate=1e30)
+
+
+def test_sgd_is_gradient_descent() -> None:
+    network = networks.train(
+        ntkit.fc(0).flax(2), X, Y, key=KEY, steps=20, optimizer="sgd", learning_rate=0.1, schedule="constant"
+    )
+    start = networks.train(ntkit.fc(0).flax(2), X, Y, key=KEY, steps=1, optimizer="sgd", learning_rate=1e-12)
+    layer = start.variables["params"]["Affine_0"]
+    weights, bias = np.float64(layer["linear"]["kernel"]), np.float64(layer["bias"])
+    scale, offset = 2**0.5 / 3**0.5, 0.1
+    for expected in network.losses:
+        error = scale * X @ weights + offset * bias - Y
+        np.testing.assert_allclose(expected, 0.5 * np.mean(np.sum(error**2, axis=1)), rtol=1e-4)
+        weights -= 0.1 * scale * X.T @ error / len(X)
+        bias -= 0.1 * offset * error.mean(axis=0)
+    np.testing.assert_allclose(network(X), scale * X @ weights + offset * bias, rtol=1e-3, atol=1e-4)
+
+
+def test_wide_sgd_is_the_flow() -> None:
+    architecture, rate, steps = ntkit.fc(1, b_std=0.5), 0.02, 100
+    network = networks.train(
+        architecture.flax(2, 4096), X, Y, key=KEY, steps=steps, optimizer="sgd", learning_rate=rate,
+        schedule="constant", centred=True,
+    )  # fmt: skip
+    kernel = ntkit.ntk(architecture)
+    expected = regression.flow(kernel, X, Y, rate * steps * Y.shape[1])(TEST)
+    error = float(jnp.linalg.norm(network(TEST) - expected) / jnp.linalg.norm(expected))
+    half = regression.flow(kernel, X, Y, rate * steps)(TEST)
+    assert error < 0.05 < float(jnp.linalg.norm(half - expected) / jnp.linalg.norm(expected))
+
+
+def test_cross_entropy() -> None:
+    module = ntkit.fc(1).flax(2, 64)
+    network = networks.train(module, X, Y, key=KEY, steps=200, learning_rate=0.03, loss="cross_entropy")
+    outputs = np.float64(module.apply(networks.train(module, X, Y, key=KEY, steps=1).variables, X))
+    labels = Y.argmax(axis=1)
+    # One step of 1e-3 does not change much.
+    expected = np.mean(np.log(np.exp(outputs).sum(axis=1)) - outputs[np.arange(8), labels])
+    np.testing.assert_allclose(network.losses[0], expected, rtol=0.05)
+    assert regression.accuracy(network, X, labels) == 1
+    signs = np.where(labels == 1, 1, -1)
+    one = networks.train(
+        ntkit.fc(1).flax(1, 64), X, np.float32(signs)[:, None], key=KEY, steps=200, learning_rate=0.03,
+        loss="cross_entropy",
+    )  # fmt: skip
+    assert regression.accuracy(one, X, signs) == 1
+    own = networks.train(module, X, Y, key=KEY, steps=5, loss=lambda f, y: jnp.mean(jnp.abs(f - y)))
+    np.testing.assert_allclose(own.losses[0], np.mean(np.abs(outputs - Y)), rtol=0.05)
+
+
+def test_an_epoch_has_each_image_once() -> None:
+    # Of one output that does not depend on the image, the loss of a step says which images it saw.
+    y = np.float32(2.0 ** np.arange(8))[:, None]
+    constant = networks.train(
+        ntkit.fc(0, W_std=0.0, b_std=0.0).flax(1), X, y, key=KEY, steps=8, batch_size=2, loss=lambda f, y: jnp.sum(y)
+    )
+    for epoch in (constant.losses[:4], constant.losses[4:]):
+        assert np.sum(epoch) == 255
+        assert all(int(seen).bit_count() == 2 for seen in epoch)
+    assert not np.array_equal(constant.losses[:4], constant.losses[4:])
+
+
+def test_history_and_networks_on_the_way() -> None:
+    seen = []
+
+    def evaluate(network: networks.TrainedNetwork) -> dict[str, float]:
+        seen.append(network)
+        return {"norm": float(jnp.linalg.norm(network(TEST)))}
+
+    module = ntkit.fc(1).flax(2, 64)
+    network = networks.train(module, X, Y, key=KEY, steps=25, schedule="constant", log_every=10, evaluate=evaluate)
+    np.testing.assert_array_equal(network.history["step"], [10, 20, 25])
+    means = [network.losses[:10].mean(), network.losses[10:20].mean(), network.losses[20:].mean()]
+    np.testing.assert_allclose(network.history["loss"], means, rtol=1e-5)
+    assert 0 <= network.history["accuracy"].min() <= network.history["accuracy"].max() <= 1
+    # Each is still the network of its time.
+    shorter = networks.train(module, X, Y, key=KEY, steps=10, schedule="constant")
+    np.testing.assert_array_equal(seen[0](TEST), shorter(TEST))
+    np.testing.assert_allclose(network.history["norm"], [float(jnp.linalg.norm(one(TEST))) for one in seen])
+
+
+IMAGES = RNG.uniform(0.2, 0.8, (12, 8, 8, 1)).astype("f")
+LABELS = np.arange(12) % 3
+CONVOLUTIONAL = {
+    "module": ntkit.conv(1).flax(3, 4),
+    "images": IMAGES,
+    "targets": one_hot(LABELS, 3),
+    "key": KEY,
+    "steps": 23,
+    "log_every": 5,
+    "batch_size": 6,
+    "augment": lambda key, x: x + 0.01 * jax.random.normal(key, x.shape),
+    "centred": True,
+}
+VECTORS = CONVOLUTIONAL | {"module": ntkit.fc(1).flax(3, 4)}
+
+
+@pytest.mark.parametrize("setting", [CONVOLUTIONAL, VECTORS], ids=["convolutions", "vectors"])
+def test_interrupted_and_resumed_equals_undisturbed(setting, tmp_path) -> None:
+    undisturbed = networks.train(**setting)
+    run = Run.create(tmp_path / "run", {})
+    calls = []
+
+    def evaluate(network):
+        calls.append(network)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    with pytest.raises(Interrupted, match=r"stopped after 10 of 23 steps, saved in .*run"):
+        networks.train(**setting, run=run, evaluate=evaluate)
+    resumed = networks.train(**setting, run=Run.resume(run.path))
+    np.testing.assert_array_equal(resumed.losses, undisturbed.losses)
+    for one, other in zip(jax.tree.leaves(resumed), jax.tree.leaves(undisturbed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert all(np.array_equal(resumed.history[name], undisturbed.history[name]) for name in undisturbed.history)
+
+
+def test_step_by_step_is_the_loop(monkeypatch) -> None:
+    one_by_one = networks.train(**CONVOLUTIONAL)
+    monkeypatch.setattr(networks.training, "slow_in_loops", lambda *arguments: False)
+    looped = networks.train(**CONVOLUTIONAL)
+    np.testing.assert_allclose(one_by_one.losses, looped.losses, rtol=1e-4)
+    np.testing.assert_allclose(one_by_one(IMAGES), looped(IMAGES), rtol=1e-3, atol=1e-4)
+
+
+def test_the_adversary_gets_pixels_and_the_network_what_is_made_of_them() -> None:
+    preprocessing = Standardize.fit(IMAGES)
+    seen = []
+
+    def adversary(model, x, labels, key):
+        jax.debug.callback(lambda *values: seen.append(values), x, labels, model(x))
+        return x
+
+    setting = VECTORS | {"augment": None, "steps": 1, "batch_size": None, "images": IMAGES, "centred": False}
+    attacked = networks.train(**setting, preprocessing=preprocessing, adversary=adversary)
+    jax.effects_barrier()
+    x, labels, outputs = seen[0]
+    np.testing.assert_array_equal(x, IMAGES)
+    np.testing.assert_array_equal(labels, LABELS)
+    plain = networks.train(**setting | {"images": preprocessing.transform(IMAGES)})
+    np.testing.assert_allclose(attacked.losses, plain.losses, rtol=1e-5)
+    np.testing.assert_allclose(
+        0.5 * np.mean(np.sum((outputs - one_hot(LABELS, 3)) ** 2, axis=1)), plain.losses[0], rtol=1e-5
+    )
+
+
+def test_adversarial_training_makes_robust() -> None:
+    digits = ntkit.data.load("digits")
+    x, labels = digits.train.images[:400], digits.train.labels[:400]
+    test, truth = digits.test.images[:200], digits.test.labels[:200]
+    ball = Linf(0.15)
+    setting = {"module": ntkit.fc(1).flax(10, 128), "images": x, "targets": one_hot(labels, 10), "key": KEY}
+    setting |= {"steps": 300, "learning_rate": 0.01, "loss": "cross_entropy", "batch_size": 100}
+    plain = networks.train(**setting)
+    robust = networks.train(**setting, adversary=Adversary("pgd", ball, steps=5, stop_early=False))
+
+    def under_attack(network) -> float:
+        attacked = attacks.pgd(network, test, truth, ball, key=KEY, steps=20)
+        return regression.accuracy(network, attacked, truth)
+
+    before, after = under_attack(plain), under_attack(robust)
+    print(before, after, regression.accuracy(plain, test, truth), regression.accuracy(robust, test, truth))
+    assert after > before + 0.2
+    assert regression.accuracy(robust, test, truth) > 0.8

@@ -1,0 +1,117 @@
+"""How far adversarial examples that were crafted on one model fool networks that nobody looked at (transfer)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from ntkit.attacks import Adversary, Ball, Preprocessed
+from ntkit.data import Identity, Preprocessing
+from ntkit.networks.training import Module, TrainedNetwork, train
+from ntkit.regression import accuracy
+
+
+def random_noise(
+    x: Float[ArrayLike, "n ..."], ball: Ball, *, key: Array, bounds: tuple[float, float] = (0, 1)
+) -> Float[Array, "n ..."]:
+    """Give images with noise of a ball's full size: the control of an attack.
+
+    Random signs times the radius for `Linf`, a uniformly random direction of that length for `L2`; then brought into
+    the bounds, which leaves less of it at pixels near them, as of a perturbation that is crafted.
+
+    **Arguments:** `x`: images (n, height, width, channels) or (n, d), within the bounds. `ball`, `bounds`: as in
+    [`ntkit.attacks.pgd`][].
+
+    **Returns:** images as `x`, each inside its ball and the bounds.
+    """
+    x = jnp.asarray(x)
+    direction = ball.steepest(jax.random.normal(key, x.shape, x.dtype))
+    return ball.project(x, x + ball.radius * direction, bounds)
+
+
+def transfer(
+    module: Module,
+    images: Float[ArrayLike, "m ..."],
+    targets: Float[ArrayLike, "m outputs"],
+    x: Float[ArrayLike, "n ..."],
+    labels: Int[ArrayLike, " n"],
+    *,
+    examples: Mapping[str, Float[ArrayLike, "n ..."]],
+    adversaries: Mapping[str, Adversary],
+    steps: Sequence[int],
+    key: Array,
+    preprocessing: Preprocessing | None = None,
+    **training: Any,
+) -> dict[int, dict[str, float]]:
+    """Train a network, and at several times give its accuracy on examples crafted elsewhere and on itself.
+
+    The experiment of Tsilivis & Kempe 2022 (arXiv:2210.05577), section 3: examples crafted on the infinitely wide
+    network, in closed form, against finite ones.
+
+    **Arguments:**
+
+    - `module`: a flax module.
+    - `images`, `targets`: what it is trained on, pixels (m, height, width, channels) or (m, d), and (m, outputs).
+    - `x`, `labels`: test images of pixels, and their classes: from 0, or −1 and +1 for one output.
+    - `examples`: by name, images in the place of `x`, such as crafted on a kernel predictor, or [`random_noise`][].
+    - `adversaries`: by name, attacks on the trained network itself (white box).
+    - `steps`: the numbers of gradient steps at which it is looked at, all of one training with a constant learning
+      rate.
+    - `key`: of the training, and of the attacks.
+    - `preprocessing`: what the network sees instead of pixels; attacks go through it.
+    - `training`: other arguments of [`ntkit.networks.train`][], such as `centred` and `optimizer`.
+
+    **Returns:** for each number of steps, accuracies in [0, 1] under `"clean"` and the names given.
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the training diverged.
+    """
+    x = np.asarray(x)
+    if not steps or any(isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 1 for step in steps):
+        raise ValueError(f"steps: got {steps!r}, expected integers of at least 1")
+    named = [*examples, *adversaries]
+    if len({*named, "clean"}) <= len(named):
+        raise ValueError(f"examples: got the names {', '.join(named)}, expected each but once, and none of them 'clean'")
+    for name, others in examples.items():
+        if np.shape(others) != x.shape:
+            raise ValueError(f"examples: got {name} of shape {np.shape(others)}, expected {x.shape} as x")
+    preprocessing = Identity() if preprocessing is None else preprocessing
+    key_train, key_attack = jax.random.split(key)
+    found = {}
+    prepared = preprocessing.transform(images)
+    for step, network in _trained(module, prepared, targets, sorted({*steps}), key_train, training).items():
+        model = Preprocessed(network, preprocessing)
+        shown = {"clean": x, **examples}
+        shown |= {name: adversary(model, x, labels, key_attack) for name, adversary in adversaries.items()}
+        found[step] = {name: accuracy(model, np.asarray(these), labels) for name, these in shown.items()}
+    return found
+
+
+def _trained(
+    module: Module, images: Array, targets: ArrayLike, steps: Sequence[int], key: Array, training: Mapping[str, Any]
+) -> dict[int, TrainedNetwork]:
+    """Give a network as it is at several steps of one training."""
+    every = math.gcd(*steps)
+    seen: list[TrainedNetwork | None] = []
+
+    def look(network: TrainedNetwork) -> dict[str, float]:
+        seen.append(network if (len(seen) + 1) * every in steps else None)
+        return {}
+
+    train(
+        module,
+        images,
+        targets,
+        key=key,
+        steps=steps[-1],
+        schedule="constant",
+        log_every=every,
+        evaluate=look,
+        **training,
+    )
+    return {(i + 1) * every: network for i, network in enumerate(seen) if network is not None}
