@@ -53,12 +53,8 @@ def test_simple_cnn_by_hand() -> None:
         )
         z = np.maximum(z, 0)
         if i < 2:
-            z = np.stack(
-                [
-                    [z[r : r + 2, c : c + 2].max(axis=(0, 1)) for c in range(0, z.shape[1], 2)]
-                    for r in range(0, z.shape[0], 2)
-                ]
-            )
+            windows = [[z[r : r + 2, c : c + 2] for c in range(0, z.shape[1], 2)] for r in range(0, z.shape[0], 2)]
+            z = np.array([[window.max(axis=(0, 1)) for window in row] for row in windows])
     z = np.maximum(z.reshape(-1) @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"], 0)
     expected = z @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"]
     np.testing.assert_allclose(module.apply(variables, x)[0], expected, rtol=1e-4)

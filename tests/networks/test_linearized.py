@@ -52,7 +52,6 @@ def test_its_training_is_gradient_descent_on_a_constant_kernel() -> None:
         residual = residual - rate / len(X) * gram @ residual
     expected = np.float64(MODULE.apply(origin, TEST)).reshape(-1) + at_test @ at_train.T @ dual
     np.testing.assert_allclose(network(TEST).reshape(-1), expected, rtol=1e-3, atol=1e-4)
-    for one, other in zip(
-        jax.tree.leaves(origin), jax.tree.leaves(MODULE.init(jax.random.split(KEY)[0], X[:1])), strict=True
-    ):
+    initial = MODULE.init(jax.random.split(KEY)[0], X[:1])
+    for one, other in zip(jax.tree.leaves(origin), jax.tree.leaves(initial), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
