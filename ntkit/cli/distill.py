@@ -10,6 +10,7 @@ import shlex
 import signal
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +19,10 @@ import numpy as np
 import tyro
 
 from ntkit import distill, plot
+from ntkit.attacks import Adversary
 from ntkit.cli.options import (
     DISTRIBUTED,
+    AdversaryOptions,
     DataOptions,
     DistributedOptions,
     KernelOptions,
@@ -27,6 +30,7 @@ from ntkit.cli.options import (
     at_least,
     config_of,
     hyper_parameters,
+    make_adversary,
     make_augmentation,
     make_kernels,
     make_key,
@@ -35,18 +39,32 @@ from ntkit.cli.options import (
     prepare,
     vacant_run,
 )
+from ntkit.cli.robustness import (
+    ROBUSTNESS,
+    RobustnessOptions,
+    robustness_in_words,
+    robustness_table,
+    robustness_title,
+)
 from ntkit.cli.tables import accuracy_table, in_words, print_table
 from ntkit.distill import Distilled
 from ntkit.kernels import Kernel
 from ntkit.runs import Interrupted, Run, atomic_write, write_report
 
 # What says where a run is or how it is watched, not what it computes.
-_NOT_CONFIG = ("out", "resume", "checkpoint_every", "full_set_limit", *DISTRIBUTED)
+_NOT_CONFIG = ("out", "resume", "checkpoint_every", "full_set_limit", *ROBUSTNESS, *DISTRIBUTED)
+
+# The directory, within that of a robust set, of the same distillation without an adversary.
+_CLEAN = "clean"
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill(DataOptions, KernelOptions, DistributedOptions):
-    """Distil a data set with KIP: learn a few images on which kernel regression predicts the whole set."""
+class Distill(DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, DistributedOptions):
+    """Distil a data set with KIP: learn a few images on which kernel regression predicts the whole set.
+
+    With --adversary pgd it is adv-KIP, which learns from attacked images; the same distillation without an adversary
+    follows, and a table of what is left of the accuracies of both under attack.
+    """
 
     per_class: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
     """Distilled images of each class."""
@@ -104,7 +122,8 @@ class Distill(DataOptions, KernelOptions, DistributedOptions):
     @property
     def flags(self) -> dict[str, str]:
         """What the library's argument names are on the command line, where that is not the option's own name."""
-        return {"path": "--out" if self.resume is None else "--resume", "config": "--resume"}
+        where = "--out" if self.resume is None else "--resume"
+        return {"path": where, "config": "--resume", "ball": "--radius", "width": "--network-width"}
 
     def completed(self, arguments: list[str]) -> Distill:
         """Take what was not given from the run to resume, and raise `ValueError` if what was given differs."""
@@ -130,6 +149,8 @@ class Distill(DataOptions, KernelOptions, DistributedOptions):
         key = make_key(self.seed)
         optimizer = _optimizer(self.learning_rate, self.schedule, self.steps)
         at_least(1, full_set_limit=self.full_set_limit)
+        adversary = make_adversary(self)
+        self.check_robustness()
         group = self.group()
         with contextlib.ExitStack() as stack:
             with group.together():
@@ -141,7 +162,7 @@ class Distill(DataOptions, KernelOptions, DistributedOptions):
                     out = self.out or vacant_run(self.dataset, self.architecture, self.per_class)
                     run = stack.enter_context(new_run(out, self.config()))
             try:
-                self._distil(run, prepared, kernels, key, optimizer)
+                self._distil(run, prepared, kernels, key, optimizer, adversary)
             except KeyboardInterrupt as interrupt:
                 what = str(interrupt) or "stopped"
                 number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
@@ -152,12 +173,51 @@ class Distill(DataOptions, KernelOptions, DistributedOptions):
                 raise Interrupted(what, number) from None
 
     def _distil(
-        self, run: Run | None, prepared: Prepared, kernels: list[Kernel], key: jax.Array, optimizer: Any
+        self,
+        run: Run | None,
+        prepared: Prepared,
+        kernels: list[Kernel],
+        key: jax.Array,
+        optimizer: Any,
+        adversary: Adversary | None,
     ) -> None:
         started = time.monotonic()
-        distilled = distill.kip(
+        distilled = self._kip(run, prepared, kernels, key, optimizer, adversary)
+        # In all processes, though one writes it: none may wait for long when the others have ended.
+        rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
+        robust: list[dict[str, Any]] = []
+        if adversary is not None:
+            with contextlib.nullcontext() if run is None else _within(run, _CLEAN) as clean_run:
+                clean = self._kip(clean_run, prepared, kernels, key, optimizer, None)
+            sets = {"adv-KIP": distilled, "KIP": clean}
+            robust = robustness_table(self, prepared, sets, kernels, adversary, self.full_set_limit)
+        if run is None:
+            return
+        metadata: dict[str, Any] = {"config": run.config, "versions": run.versions}
+        if self.learn_kernel:
+            metadata["kernels"] = hyper_parameters(distilled.kernel)
+        distilled = dataclasses.replace(distilled, metadata=metadata)
+        write_results(run, prepared, distilled, rows, f"{self.per_class} per class", robust)
+        print_table(f"{self.dataset}: kernel regression", in_words(rows))
+        if adversary is not None:
+            clean.save(run.path / _CLEAN / "distilled.npz")
+            print_table(f"{self.dataset}: {robustness_title(self, prepared, adversary)}", robustness_in_words(robust))
+        print(f"{run.path}: report.html, distilled.npz, distilled.png ({time.monotonic() - started:.0f} s)")
+
+    def _kip(
+        self,
+        run: Run | None,
+        prepared: Prepared,
+        kernels: list[Kernel],
+        key: jax.Array,
+        optimizer: Any,
+        adversary: Adversary | None,
+    ) -> Distilled:
+        # A ball is one of pixels; without an adversary the data set is preprocessed but once.
+        pixels = adversary is not None
+        return distill.kip(
             kernels[0] if len(kernels) == 1 else kernels,
-            prepared.train_images,
+            prepared.dataset.train.images if pixels else prepared.train_images,
             prepared.dataset.train.labels,
             per_class=self.per_class,
             steps=self.steps,
@@ -170,6 +230,8 @@ class Distill(DataOptions, KernelOptions, DistributedOptions):
             target_batch=self.target_batch,
             support_batch=self.support_batch,
             augment=make_augmentation(self.augment),
+            adversary=adversary,
+            preprocessing=prepared.preprocessing if pixels else None,
             loss=self.loss,
             ridge=self.ridge,
             log_every=self.log_every,
@@ -178,20 +240,27 @@ class Distill(DataOptions, KernelOptions, DistributedOptions):
             show_progress=True,
             mesh=self.mesh(),
         )
-        # In all processes, though one writes it: none may wait for long when the others have ended.
-        rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
-        if run is None:
-            return
-        metadata: dict[str, Any] = {"config": run.config, "versions": run.versions}
-        if self.learn_kernel:
-            metadata["kernels"] = hyper_parameters(distilled.kernel)
-        distilled = dataclasses.replace(distilled, metadata=metadata)
-        write_results(run, prepared, distilled, rows, f"{self.per_class} per class")
-        print_table(f"{self.dataset}: kernel regression", in_words(rows))
-        print(f"{run.path}: report.html, distilled.npz, distilled.png ({time.monotonic() - started:.0f} s)")
 
 
-def write_results(run: Run, prepared: Prepared, distilled: Distilled, rows: list[dict[str, Any]], title: str) -> None:
+@contextlib.contextmanager
+def _within(run: Run, name: str) -> Iterator[Run]:
+    """Make, or go on with, a run inside of another one."""
+    path = run.path / name
+    if path.exists():
+        yield Run.resume(path)
+    else:
+        with new_run(path, run.config) as made:
+            yield made
+
+
+def write_results(
+    run: Run,
+    prepared: Prepared,
+    distilled: Distilled,
+    rows: list[dict[str, Any]],
+    title: str,
+    robust: Sequence[dict[str, Any]] = (),
+) -> None:
     """Write the distilled set, its pictures and the report into the run directory."""
     distilled.save(run.path / "distilled.npz")
     classes = np.repeat(np.arange(prepared.num_classes), len(distilled.images) // prepared.num_classes)
@@ -210,11 +279,16 @@ def write_results(run: Run, prepared: Prepared, distilled: Distilled, rows: list
     with atomic_write(run.path / "results.json", "w") as file:
         file.write(json.dumps(rows, indent=2) + "\n")
     written = in_words(rows)
+    tables = {"Kernel regression": written}
+    if robust:
+        with atomic_write(run.path / "robustness.json", "w") as file:
+            file.write(json.dumps(robust, indent=2) + "\n")
+        tables["What is left under attack"] = robustness_in_words(robust)
     write_report(
         run.path / "report.html",
         title=f"{prepared.dataset.name}, {title}",
         summary={row["images"]: row["test accuracy"] for row in written},
-        tables={"Kernel regression": written},
+        tables=tables,
         figures=figures,
         config=run.config,
         versions=run.versions,

@@ -10,13 +10,15 @@ import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
 
 import ntkit
+from ntkit import networks
 from ntkit.activations import ACTIVATIONS
+from ntkit.attacks import L2, Adversary, Ball, Linf
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
 from ntkit.runs import Run
 from ntkit.runs.processes import Group
@@ -64,6 +66,24 @@ class KernelOptions:
 
     ridge: float = 1e-6
     """Ridge, relative to the mean of the Gram matrix's diagonal; at least 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversaryOptions:
+    """An adversary of the target batches: adv-KIP."""
+
+    adversary: Literal["none", "fgsm", "pgd", "apgd"] = "none"
+    """Attack each target batch through the predictor of the current support set (adv-KIP)."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the perturbation: its largest change of a pixel, or its Euclidean length."""
+
+    radius: float | None = None
+    """Largest norm of the perturbation, in units of pixels from 0 to 1 whatever the preprocessing; by default 0.1 for
+    linf and 1 for l2."""
+
+    adversary_steps: int | None = None
+    """Gradient steps of the adversary; by default 10, and one for fgsm."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +236,38 @@ def prepare(options: DataOptions) -> Prepared:
         preprocessing,
         _in_blocks(preprocessing, dataset.train.images),
         _in_blocks(preprocessing, dataset.test.images),
+    )
+
+
+BALLS = {"linf": Linf, "l2": L2}
+RADII = {"linf": 0.1, "l2": 1.0}
+# Networks whose proportions are given, beside those that an architecture gives at any width.
+CNNS = {"simple_cnn": networks.simple_cnn, "alexnet": networks.alexnet, "vgg11": networks.vgg11}
+NetworkName: TypeAlias = Literal["fc", "conv", "convnet", "myrtle", "simple_cnn", "alexnet", "vgg11"]
+
+
+def make_ball(norm: Literal["linf", "l2"], radius: float | None) -> Ball:
+    """Give the ball of a norm and a radius."""
+    return BALLS[norm](RADII[norm] if radius is None else radius)
+
+
+def make_adversary(options: AdversaryOptions) -> Adversary | None:
+    """Give the adversary that target batches are attacked by."""
+    if options.adversary == "none":
+        for name in ("radius", "adversary_steps"):
+            if (value := getattr(options, name)) is not None:
+                raise ValueError(f"{name}: got {value!r}, expected --adversary beside it")
+        return None
+    ball = make_ball(options.norm, options.radius)
+    if options.adversary == "fgsm":
+        if options.adversary_steps is not None:
+            raise ValueError(f"adversary_steps: got {options.adversary_steps!r} for fgsm, expected none: it takes one")
+        return Adversary("fgsm", ball)
+    steps = 10 if options.adversary_steps is None else options.adversary_steps
+    at_least(1, adversary_steps=steps)
+    # A large loss rather than a wrong class: KIP learns from what is wrong already, too.
+    return Adversary(
+        options.adversary, ball, steps=steps, **({"stop_early": False} if options.adversary == "pgd" else {})
     )
 
 
