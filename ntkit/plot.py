@@ -1,4 +1,4 @@
-"""Pictures: a grid of images with their labels, and the history of a run."""
+"""Pictures: a grid of images with their labels, the history of a run, and a table of transfer."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -173,14 +173,73 @@ def history(metrics: Iterable[Mapping[str, Any]], *, title: str | None = None) -
         axes.set_title(next(iter(lines)).replace("_", " ") if len(lines) == 1 else kind, fontsize=10, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("step", fontsize=9, color=_SOFT)
-        axes.grid(color=_FAINT, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8.5, colors=_SOFT, which="both", length=0)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(_FAINT)
+        _style(axes)
         if len(lines) > 1:
             axes.legend(fontsize=8.5, frameon=False, labelcolor=_INK)
+    return figure
+
+
+def transfer(
+    rows: Sequence[Mapping[str, Any]], *, names: Mapping[str, str] | None = None, title: str | None = None
+) -> "Figure":
+    """Draw the accuracy of networks over their training, a panel for each kind and a line for each kind of images.
+
+    A line is the mean over networks, with a band of one standard deviation.
+
+    **Arguments:**
+
+    - `rows`: as `ntkit.networks.rows` gives them: each with a "network", its "steps", and an "accuracy" that maps the
+      name of each kind of images to the accuracies of several networks.
+    - `names`: what the kinds of images are called in the legend; by default their names.
+    - `title`: a heading.
+
+    **Raises:**
+
+    - `ValueError`: there is no row.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, PercentFormatter
+
+    panels = list(dict.fromkeys(row["network"] for row in rows))
+    if not panels:
+        raise ValueError("rows: expected at least one, got none")
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row["accuracy"]))
+    columns = min(len(panels), 4)
+    lines = -(-len(panels) // columns)
+    size = (max(3.0 * columns, 5.0), 2.7 * lines + 0.5)
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        mine = sorted((row for row in rows if row["network"] == panel), key=lambda row: row["steps"])
+        for at, kind in enumerate(kinds):
+            found = [(row["steps"], row["accuracy"][kind]) for row in mine if kind in row["accuracy"]]
+            steps = np.array([step for step, _ in found])
+            mean, std = (np.array([take(values) for _, values in found]) for take in (np.mean, np.std))
+            colour = _LINES[at % len(_LINES)]
+            label = kind.replace("_", " ") if names is None else names.get(kind, kind)
+            axes.plot(steps, mean, color=colour, linewidth=1.6, marker="o", markersize=4, label=label)
+            axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        ticks = [row["steps"] for row in mine]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        # Room for a single time, too.
+        axes.set_xlim(0.7 * ticks[0], ticks[-1] / 0.7)
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+        axes.set_title(panel, fontsize=10, loc="left")
+        axes.set_xlabel("training steps", fontsize=9, color=_SOFT)
+        _style(axes)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(kinds),
+        fontsize=8.5,
+        frameon=False,
+        labelcolor=_INK,
+    )
     return figure
 
 
@@ -320,6 +379,15 @@ def _series(
             if name != "step" and isinstance(value, int | float):
                 points.setdefault(name, []).append((float(record["step"]), float(value)))
     return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in points.items()}
+
+
+def _style(axes: Any) -> None:
+    axes.grid(color=_FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5, colors=_SOFT, which="both", length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_FAINT)
 
 
 def _smoothed(values: NDArray[np.float64], *, logarithmic: bool) -> NDArray[np.float64] | None:

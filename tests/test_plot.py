@@ -172,6 +172,34 @@ def test_histories_of_short_and_failed_runs(metrics):
     assert render(plot.history(metrics)).size
 
 
+def rows_of(network, steps, **accuracies):
+    return [
+        {"network": network, "steps": step, "accuracy": {name: values[i] for name, values in accuracies.items()}}
+        for i, step in enumerate(steps)
+    ]
+
+
+def test_transfer_panels():
+    clean, kernel = [[0.8, 1.0], [0.9, 0.9]], [[0.25], [0.5]]
+    rows = rows_of("wide", (10, 1000), clean=clean, white_box=kernel) + rows_of("narrow", (10,), clean=clean)
+    figure = plot.transfer(rows[::-1], names={"clean": "as they are"}, title="title")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["narrow", "wide"]
+    wide = figure.axes[1]
+    assert wide.get_xscale() == "log"
+    drawn = {line.get_label(): line.get_xydata() for line in wide.lines}
+    np.testing.assert_allclose(drawn["as they are"], [[10, 0.9], [1000, 0.9]])
+    np.testing.assert_allclose(drawn["white_box"], [[10, 0.25], [1000, 0.5]])
+    # One standard deviation on either side, at the first time only.
+    band = wide.collections[0].get_paths()[0].vertices
+    assert {round(float(y), 6) for x, y in band if x == 10} >= {0.8, 1.0}
+    assert {round(float(y), 6) for x, y in band if x == 1000} == {0.9}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["as they are", "white_box"]
+    assert render(figure).size
+    assert len(plot.transfer([{**row, "network": str(i)} for i in range(5) for row in rows]).axes) == 5
+    with pytest.raises(ValueError, match="rows: expected at least one, got none"):
+        plot.transfer([])
+
+
 def test_save_is_atomic_and_repeatable(tmp_path):
     figure = plot.history([{"step": 1, "loss": 1.0}])
     plot.save(figure, tmp_path / "a.png")

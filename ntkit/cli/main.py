@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # tyro and the commands are imported here, so that the module costs nothing to whoever imports ntkit.
     import tyro
 
+    from ntkit.cli.attack import Attack
     from ntkit.cli.distill import Distill
     from ntkit.cli.evaluate import Evaluate
     from ntkit.cli.info import Info
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "distill": Distill,
         "label-solve": LabelSolve,
         "evaluate": Evaluate,
+        "attack": Attack,
         "info": Info,
     }
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +51,8 @@ def transfer(
 ) -> dict[int, dict[str, float]]:
     """Train a network, and at several times give its accuracy on examples crafted elsewhere and on itself.
 
-    The experiment of Tsilivis & Kempe 2022 (arXiv:2210.05577), section 3: examples crafted on the infinitely wide
-    network, in closed form, against finite ones.
+    The experiment of Tsilivis & Kempe 2022 (arXiv:2210.05577): examples crafted on the infinitely wide network, in
+    closed form, are shown to finite ones.
 
     **Arguments:**
 
@@ -71,12 +71,12 @@ def transfer(
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the training diverged.
     """
-    x = np.asarray(x)
+    x = jnp.asarray(x)
     if not steps or any(isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 1 for step in steps):
         raise ValueError(f"steps: got {steps!r}, expected integers of at least 1")
     named = [*examples, *adversaries]
     if len({*named, "clean"}) <= len(named):
-        raise ValueError(f"examples: got the names {', '.join(named)}, expected each but once, and none of them 'clean'")
+        raise ValueError(f"examples: got the names {', '.join(named)}, expected each once, and no 'clean'")
     for name, others in examples.items():
         if np.shape(others) != x.shape:
             raise ValueError(f"examples: got {name} of shape {np.shape(others)}, expected {x.shape} as x")
@@ -90,6 +90,29 @@ def transfer(
         shown |= {name: adversary(model, x, labels, key_attack) for name, adversary in adversaries.items()}
         found[step] = {name: accuracy(model, np.asarray(these), labels) for name, these in shown.items()}
     return found
+
+
+class Row(TypedDict):
+    """Networks of one kind after as many steps: under each name of images, one accuracy for each network."""
+
+    network: str
+    steps: int
+    accuracy: dict[str, list[float]]
+
+
+def rows(network: str, found: Sequence[Mapping[int, Mapping[str, float]]]) -> list[Row]:
+    """Give what [`transfer`][] found for several networks of one kind as a table, a row for each number of steps.
+
+    **Arguments:** `network`: what the kind is called. `found`: one or more results for the same steps and names.
+    """
+    return [
+        Row(
+            network=network,
+            steps=step,
+            accuracy={name: [each[step][name] for each in found] for name in found[0][step]},
+        )
+        for step in found[0]
+    ]
 
 
 def _trained(

@@ -1,0 +1,382 @@
+"""`ntkit attack`: adversarial examples crafted on a kernel, and how well they fool networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntkit import networks, plot, regression
+from ntkit.architectures import check_image_shape
+from ntkit.attacks import L2, Adversary, Linf, Preprocessed
+from ntkit.cli.options import (
+    DataOptions,
+    KernelOptions,
+    Prepared,
+    at_least,
+    config_of,
+    make_architectures,
+    make_kernels,
+    make_key,
+    new_run,
+    prepare,
+    vacant_run,
+)
+from ntkit.cli.tables import print_table
+from ntkit.data import Preprocessing, Split, one_hot
+from ntkit.kernels import Kernel
+from ntkit.networks.training import Module
+from ntkit.networks.transfer import Row, random_noise, rows, transfer
+from ntkit.runs import Interrupted, Run, atomic_write, progress, write_report
+
+# Networks of a published size, beside those that an architecture gives at any width.
+CNNS = {"simple_cnn": networks.simple_cnn, "alexnet": networks.alexnet, "vgg11": networks.vgg11}
+BALLS = {"linf": Linf, "l2": L2}
+RADII = {"linf": 0.1, "l2": 1.0}
+LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
+# What the kinds of images are called in tables and pictures.
+NAMES = {"clean": "clean", "noise": "noise", "kernel": "kernel-crafted", "white_box": "white-box"}
+# Images in the picture of clean and adversarial ones.
+SHOWN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack(DataOptions, KernelOptions):
+    """Craft adversarial examples on a kernel predictor, without training, and show them to networks trained later."""
+
+    attack: Literal["fgsm", "pgd", "apgd", "fab", "square", "autoattack"] = "pgd"
+    """Attack on the kernel predictor, and for comparison on each network itself."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the perturbation: its largest change of a pixel, or its Euclidean length."""
+
+    radius: float | None = None
+    """Largest norm of the perturbation, in units of pixels from 0 to 1; by default 0.1 for linf and 1 for l2."""
+
+    steps: int | None = None
+    """Steps of each start of the attack; by default the attack's own number, 20 for pgd."""
+
+    restarts: int | None = None
+    """Starts of the attack, of pgd, apgd and fab; by default 1."""
+
+    time: float | None = None
+    """Time of gradient flow at which the infinitely wide network is attacked. By default it is trained to the end:
+    kernel ridge regression. Networks trained by SGD are at time steps x learning rate x outputs."""
+
+    classes: tuple[int, ...] = ()
+    """Classes to keep, by their numbers; by default all. Of two, one output tells them apart, by its sign."""
+
+    train_limit: int = 2000
+    """Training images, at most, of the kernel predictor and of the networks: a random choice."""
+
+    test_limit: int = 500
+    """Test images, at most, to attack: a random choice."""
+
+    network_architectures: tuple[Literal["fc", "conv", "convnet", "myrtle", "simple_cnn", "alexnet", "vgg11"], ...] = ()
+    """Networks that the examples are shown to; by default of the kernel's architecture. Others of any depth have their
+    default one."""
+
+    widths: tuple[int, ...] = (64, 1024)
+    """Units or channels of the hidden layers of fc, conv, convnet and myrtle; the others have their published ones."""
+
+    network_steps: tuple[int, ...] = (100, 1000)
+    """Numbers of gradient steps after which the networks are looked at, all of one training."""
+
+    network_seeds: int = 3
+    """Networks of each kind, each from its own initialization."""
+
+    network_optimizer: Literal["sgd", "adam"] = "sgd"
+    """Optimizer of the networks; its learning rate is constant."""
+
+    network_learning_rate: float | None = None
+    """Learning rate of the networks; by default 0.1 for sgd and 0.001 for adam."""
+
+    network_loss: Literal["mse", "cross_entropy"] = "mse"
+    """Loss that the networks are trained on."""
+
+    network_batch: int | None = None
+    """Images of each step of the networks' training; by default all."""
+
+    centred: bool = True
+    """Subtract each network's output at initialization, so that it starts from 0 as the kernel predictor does."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    out: Path | None = None
+    """Run directory to make; by default a new one under runs/."""
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """What the library's argument names are on the command line, where that is not the option's own name."""
+        return {"path": "--out", "ball": "--radius"}
+
+    def run(self) -> None:
+        """Craft, train, compare, and write the run directory."""
+        started = time.monotonic()
+        kernels = make_kernels(self)
+        if len(kernels) != 1:
+            raise ValueError(f"depth: got {self.depth}, expected one: examples are crafted on one kernel")
+        self._check()
+        adversary = self._adversary()
+        key_task, key_craft, key_networks = jax.random.split(make_key(self.seed), 3)
+        prepared = prepare(self)
+        task = self._task(prepared, key_task)
+        modules = self._modules(task)
+        out = self.out or vacant_run(self.dataset, "attack", self.attack, self.architecture)
+        with new_run(out, config_of(self, ("out",))) as run:
+            crafted = self._craft(kernels[0], adversary, task, key_craft)
+            _write_examples(run, task, crafted)
+            try:
+                found = self._shown(run, crafted, adversary, task, modules, key_networks)
+            except KeyboardInterrupt as interrupt:
+                number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
+                raise Interrupted(f"stopped; the examples are in {run.path / 'adversarial.npz'}", number) from None
+            title = f"{self.dataset}, {self.attack} in {_in_words(adversary)}"
+            _write_report(run, title, task, crafted, found)
+        print_table(title, _table(crafted, found))
+        files = "report.html, results.json, adversarial.npz, transfer.png, examples.png"
+        print(f"{run.path}: {files} ({time.monotonic() - started:.0f} s)")
+
+    @property
+    def _learning_rate(self) -> float:
+        given = self.network_learning_rate
+        return LEARNING_RATES[self.network_optimizer] if given is None else given
+
+    def _check(self) -> None:
+        """Check what the library would see only after a while."""
+        at_least(1, train_limit=self.train_limit, test_limit=self.test_limit, network_seeds=self.network_seeds)
+        for name in ("steps", "restarts", "network_batch", "widths", "network_steps"):
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else () if given is None else (given,):
+                at_least(1, **{name: value})
+        for name in ("widths", "network_steps"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: got none, expected at least one")
+        if not (np.isfinite(self._learning_rate) and self._learning_rate > 0):
+            raise ValueError(f"network_learning_rate: got {self._learning_rate}, expected a finite number above 0")
+        if self.time is not None and not self.time >= 0:
+            raise ValueError(f"time: got {self.time}, expected at least 0")
+
+    def _adversary(self) -> Adversary:
+        options: dict[str, Any] = {name: getattr(self, name) for name in ("steps", "restarts")}
+        options = {name: value for name, value in options.items() if value is not None}
+        if self.attack == "pgd":
+            # What the kernel is just wrong about is too little to fool another model.
+            options["stop_early"] = False
+        ball = BALLS[self.norm](RADII[self.norm] if self.radius is None else self.radius)
+        return Adversary(self.attack, ball, **options)
+
+    def _task(self, prepared: Prepared, key: jax.Array) -> _Task:
+        dataset = prepared.dataset
+        classes = self.classes or tuple(range(prepared.num_classes))
+        if len({*classes}) < max(2, len(classes)) or not {*classes} <= {*range(prepared.num_classes)}:
+            raise ValueError(
+                f"classes: got {classes}, expected two or more different ones of 0 to {prepared.num_classes - 1}"
+            )
+        key_train, key_test = jax.random.split(key)
+        train = _chosen(dataset.train, classes, self.train_limit, key_train)
+        test = _chosen(dataset.test, classes, self.test_limit, key_test)
+        return _Task(classes, train, test, prepared.preprocessing, [dataset.class_names[each] for each in classes])
+
+    def _modules(self, task: _Task) -> dict[str, Module]:
+        """Give the networks, by their names in the table."""
+        found: dict[str, Module] = {}
+        for name in dict.fromkeys(self.network_architectures or (self.architecture,)):
+            if name in CNNS:
+                found[name] = CNNS[name](task.outputs)
+                continue
+            changed: dict[str, Any] = {} if name == self.architecture else {"architecture": name, "depth": ()}
+            (architecture,) = make_architectures(dataclasses.replace(self, **changed))
+            try:
+                check_image_shape(architecture, task.test.images.shape[1:])
+            except ValueError as error:
+                option = "network_architectures" if self.network_architectures else "architecture"
+                raise ValueError(f"{option}: {str(error).removeprefix('x: ')}") from error
+            for width in dict.fromkeys(self.widths):
+                found[f"{architecture.name}, width {width}"] = architecture.flax(task.outputs, width)
+        return found
+
+    def _craft(self, kernel: Kernel, adversary: Adversary, task: _Task, key: jax.Array) -> _Crafted:
+        images = task.preprocessing.transform(task.train.images)
+        name = f"{self.kernel} of {make_architectures(self)[0].name}"
+        if self.time is None:
+            name = f"{name}, ridge {self.ridge:g}"
+            predictor = regression.fit(kernel, images, task.targets, self.ridge)
+        else:
+            name = f"{name}, time {self.time:g}"
+            predictor = regression.flow(kernel, images, task.targets, self.time)
+        model = Preprocessed(predictor, task.preprocessing)
+        x = jnp.asarray(task.test.images)
+        key_attack, key_noise = jax.random.split(key)
+        examples = {
+            "noise": np.asarray(random_noise(x, adversary.ball, key=key_noise)),
+            "kernel": np.asarray(adversary(model, x, task.labels, key_attack)),
+        }
+        shown = {"clean": task.test.images, **examples}
+        accuracies = {of: regression.accuracy(model, these, task.labels) for of, these in shown.items()}
+        return _Crafted(name, examples, accuracies)
+
+    def _shown(
+        self,
+        run: Run,
+        crafted: _Crafted,
+        adversary: Adversary,
+        task: _Task,
+        modules: Mapping[str, Module],
+        key: jax.Array,
+    ) -> list[Row]:
+        """Train the networks, and show them the examples."""
+        table: list[Row] = []
+        done = 0
+        with progress(len(modules) * self.network_seeds, "networks") as bar:
+            for name, module in modules.items():
+                found = []
+                for seed in range(self.network_seeds):
+                    found.append(
+                        transfer(
+                            module,
+                            task.train.images,
+                            task.targets,
+                            task.test.images,
+                            task.labels,
+                            examples=crafted.examples,
+                            adversaries={"white_box": adversary},
+                            steps=self.network_steps,
+                            key=jax.random.fold_in(key, seed),
+                            preprocessing=task.preprocessing,
+                            optimizer=self.network_optimizer,
+                            learning_rate=self._learning_rate,
+                            loss=self.network_loss,
+                            batch_size=self.network_batch,
+                            centred=self.centred,
+                        )
+                    )
+                    done += 1
+                    bar.update(done)
+                table += rows(name, found)
+                content = {"kernel": {"model": crafted.model, "accuracy": crafted.accuracy}, "networks": table}
+                with atomic_write(run.path / "results.json", "w") as file:
+                    file.write(json.dumps(content, indent=2) + "\n")
+        return table
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What is to be told apart: images of pixels, with their places in `classes` as labels."""
+
+    classes: tuple[int, ...]
+    train: Split
+    test: Split
+    preprocessing: Preprocessing
+    class_names: Sequence[str]
+
+    @property
+    def outputs(self) -> int:
+        """One for two classes."""
+        return 1 if len(self.classes) == 2 else len(self.classes)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the test images, for a model with as many outputs."""
+        return 2 * self.test.labels - 1 if self.outputs == 1 else self.test.labels
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Of the training images: −1 and +1, or centred one-hot vectors."""
+        if self.outputs == 1:
+            return np.asarray(2 * self.train.labels[:, None] - 1, np.float32)
+        return np.asarray(one_hot(self.train.labels, self.outputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Crafted:
+    """Examples made on a kernel predictor and noise of their size, and its accuracy on these and on clean images."""
+
+    model: str
+    examples: dict[str, np.ndarray]
+    accuracy: dict[str, float]
+
+
+def _chosen(split: Split, classes: Sequence[int], limit: int, key: jax.Array) -> Split:
+    rows_ = np.flatnonzero(np.isin(split.labels, classes))
+    chosen = rows_[np.sort(np.asarray(jax.random.permutation(key, len(rows_)))[:limit])]
+    if not len(chosen):
+        raise ValueError(f"classes: got {tuple(classes)}, of which there is no image, expected others")
+    places = {number: place for place, number in enumerate(classes)}
+    labels = np.asarray([places[int(label)] for label in split.labels[chosen]], np.int32)
+    return Split(split.images[chosen], labels)
+
+
+def _in_words(adversary: Adversary) -> str:
+    return f"{adversary.ball.norm} of {adversary.ball.radius:g}"
+
+
+def _table(crafted: _Crafted, found: Sequence[Row]) -> list[dict[str, str]]:
+    """Write the accuracies as people read them: percent, and ± with what was repeated."""
+    first = {"model": crafted.model, "steps": ""}
+    table = [first | {title: _percent([crafted.accuracy.get(of)]) for of, title in NAMES.items()}]
+    for row in found:
+        cells = {title: _percent(row["accuracy"][of]) for of, title in NAMES.items()}
+        table.append({"model": row["network"], "steps": f"{row['steps']:,}", **cells})
+    return table
+
+
+def _percent(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{np.mean(known):.1f}" + (f" ± {np.std(known):.1f}" if len(known) > 1 else "")
+
+
+def _write_examples(run: Run, task: _Task, crafted: _Crafted) -> None:
+    """Write the crafted images, and a picture of some of them."""
+    clean, adversarial = task.test.images, crafted.examples["kernel"]
+    labels = np.asarray(task.classes)[task.test.labels]
+    with atomic_write(run.path / "adversarial.npz") as file:
+        np.savez_compressed(file, clean=clean, adversarial=adversarial, labels=labels)
+    change = adversarial[:SHOWN] - clean[:SHOWN]
+    # Within grey tones that differ from the page.
+    factor = 0.4 / (float(np.max(np.abs(change))) or 0.4)
+    pictures = np.concatenate([clean[:SHOWN], 0.5 + factor * change, adversarial[:SHOWN]])
+    count = len(change)
+    grid = plot.image_grid(
+        pictures,
+        classes=np.repeat(np.arange(3), count),
+        class_names=["clean", f"perturbation × {factor:.2g}", "adversarial"],
+        columns=count,
+        scale=(0.0, 1.0),
+    )
+    plot.save(grid, run.path / "examples.png")
+
+
+def _write_report(run: Run, title: str, task: _Task, crafted: _Crafted, found: Sequence[Row]) -> None:
+    figure = plot.transfer(found, names=NAMES)
+    plot.save(figure, run.path / "transfer.png")
+    last = found[-1]
+    summary = {f"kernel, {NAMES[of]}": f"{100 * value:.1f} %" for of, value in crafted.accuracy.items()}
+    summary |= {
+        f"{last['network']}, {NAMES[of]}": f"{100 * np.mean(values):.1f} %" for of, values in last["accuracy"].items()
+    }
+    write_report(
+        run.path / "report.html",
+        title=title,
+        summary=summary,
+        tables={"Accuracy in percent": _table(crafted, found)},
+        figures={
+            "Accuracy of the networks": run.path / "transfer.png",
+            "Examples crafted on the kernel": run.path / "examples.png",
+        },
+        config=run.config,
+        versions=run.versions,
+        device=run.device,
+        footer=f"Made by ntkit {run.versions['ntkit']}, {run.created}.",
+    )
