@@ -14,16 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntkit import networks, plot, regression
+from ntkit import plot, regression
 from ntkit.architectures import check_image_shape
-from ntkit.attacks import L2, Adversary, Linf, Preprocessed
+from ntkit.attacks import Adversary, Preprocessed
 from ntkit.cli.options import (
+    CNNS,
     DataOptions,
     KernelOptions,
+    NetworkName,
     Prepared,
     at_least,
     config_of,
     make_architectures,
+    make_ball,
     make_kernels,
     make_key,
     new_run,
@@ -34,13 +37,9 @@ from ntkit.cli.tables import print_table
 from ntkit.data import Preprocessing, Split, one_hot
 from ntkit.kernels import Kernel
 from ntkit.networks.training import Module
-from ntkit.networks.transfer import Row, random_noise, rows, transfer
+from ntkit.networks.transfer import Row, random_noise, transfer, transfer_rows
 from ntkit.runs import Interrupted, Run, atomic_write, progress, write_report
 
-# Networks of a published size, beside those that an architecture gives at any width.
-CNNS = {"simple_cnn": networks.simple_cnn, "alexnet": networks.alexnet, "vgg11": networks.vgg11}
-BALLS = {"linf": Linf, "l2": L2}
-RADII = {"linf": 0.1, "l2": 1.0}
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
 # What the kinds of images are called in tables and pictures.
 NAMES = {"clean": "clean", "noise": "noise", "kernel": "kernel-crafted", "white_box": "white-box"}
@@ -80,7 +79,7 @@ class Attack(DataOptions, KernelOptions):
     test_limit: int = 500
     """Test images, at most, to attack: a random choice."""
 
-    network_architectures: tuple[Literal["fc", "conv", "convnet", "myrtle", "simple_cnn", "alexnet", "vgg11"], ...] = ()
+    network_architectures: tuple[NetworkName, ...] = ()
     """Networks that the examples are shown to; by default of the kernel's architecture. Others of any depth have their
     default one."""
 
@@ -172,8 +171,7 @@ class Attack(DataOptions, KernelOptions):
         if self.attack == "pgd":
             # What the kernel is just wrong about is too little to fool another model.
             options["stop_early"] = False
-        ball = BALLS[self.norm](RADII[self.norm] if self.radius is None else self.radius)
-        return Adversary(self.attack, ball, **options)
+        return Adversary(self.attack, make_ball(self.norm, self.radius), **options)
 
     def _task(self, prepared: Prepared, key: jax.Array) -> _Task:
         dataset = prepared.dataset
@@ -262,7 +260,7 @@ class Attack(DataOptions, KernelOptions):
                     )
                     done += 1
                     bar.update(done)
-                table += rows(name, found)
+                table += transfer_rows(name, found)
                 content = {"kernel": {"model": crafted.model, "accuracy": crafted.accuracy}, "networks": table}
                 with atomic_write(run.path / "results.json", "w") as file:
                     file.write(json.dumps(content, indent=2) + "\n")
@@ -307,8 +305,8 @@ class _Crafted:
 
 
 def _chosen(split: Split, classes: Sequence[int], limit: int, key: jax.Array) -> Split:
-    rows_ = np.flatnonzero(np.isin(split.labels, classes))
-    chosen = rows_[np.sort(np.asarray(jax.random.permutation(key, len(rows_)))[:limit])]
+    rows = np.flatnonzero(np.isin(split.labels, classes))
+    chosen = rows[np.sort(np.asarray(jax.random.permutation(key, len(rows)))[:limit])]
     if not len(chosen):
         raise ValueError(f"classes: got {tuple(classes)}, of which there is no image, expected others")
     places = {number: place for place, number in enumerate(classes)}

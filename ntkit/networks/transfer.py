@@ -100,7 +100,7 @@ class Row(TypedDict):
     accuracy: dict[str, list[float]]
 
 
-def rows(network: str, found: Sequence[Mapping[int, Mapping[str, float]]]) -> list[Row]:
+def transfer_rows(network: str, found: Sequence[Mapping[int, Mapping[str, float]]]) -> list[Row]:
     """Give what [`transfer`][] found for several networks of one kind as a table, a row for each number of steps.
 
     **Arguments:** `network`: what the kind is called. `found`: one or more results for the same steps and names.

@@ -6,7 +6,7 @@ import ntkit
 from ntkit import attacks, regression
 from ntkit.data import Standardize
 from ntkit.networks import training
-from ntkit.networks.transfer import random_noise, rows, transfer
+from ntkit.networks.transfer import random_noise, transfer, transfer_rows
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -96,8 +96,8 @@ def test_all_times_are_of_one_training() -> None:
     assert accuracies([6])[6] == found[6]
 
 
-def test_rows() -> None:
-    found = rows("a", [{5: {"clean": 0.5}, 9: {"clean": 0.25}}, {5: {"clean": 1.0}, 9: {"clean": 0.75}}])
+def test_transfer_rows() -> None:
+    found = transfer_rows("a", [{5: {"clean": 0.5}, 9: {"clean": 0.25}}, {5: {"clean": 1.0}, 9: {"clean": 0.75}}])
     assert found == [
         {"network": "a", "steps": 5, "accuracy": {"clean": [0.5, 1.0]}},
         {"network": "a", "steps": 9, "accuracy": {"clean": [0.25, 0.75]}},

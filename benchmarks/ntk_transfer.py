@@ -1,0 +1,188 @@
+"""Adversarial examples crafted on an NTK, without training, shown to networks: clean, noise, kernel, white box.
+
+    python benchmarks/ntk_transfer.py --data-dir DIR [--quick] [--tasks NAME …] [--out FILE]
+
+The experiment of Tsilivis & Kempe 2022 (arXiv:2210.05577), reduced: 1,000 training images and at most 200 test images
+of mnist_t10k and cifar10_jpeg (which are not the standard releases), two classes of each and all ten, standardized, in
+l∞ balls of 0.2 and 8/255. Networks in the NTK parameterization, of one hidden layer, are trained by SGD on the squared
+error (batches of 100, learning rate 0.3, output at initialization subtracted), which is the lazy regime if they are
+wide; a small CNN is trained by Adam as people train one. Three initializations of each.
+
+Examples are crafted by PGD with 10 steps, all of them taken, on kernel ridge regression and on the closed form of
+gradient flow at the time of each number of training steps, and there by a single step (FGSM), too. White box is the
+same PGD on each network itself. Noise is random signs, times the radius.
+
+Some of the tasks can be run at a time: their rows replace those in FILE. Without --data-dir it is scikit-learn's digits
+everywhere, to see that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import ntkit
+from ntkit import attacks, regression
+from ntkit.attacks import Adversary, Linf, Preprocessed
+from ntkit.data import Standardize, one_hot
+from ntkit.networks import simple_cnn
+from ntkit.networks.transfer import random_noise, transfer, transfer_rows
+from ntkit.runs import atomic_write
+from ntkit.runs.environment import device, versions
+
+RATE = 0.3
+LAZY = {"optimizer": "sgd", "learning_rate": RATE, "batch_size": 100, "centred": True}
+USUAL = {"optimizer": "adam", "learning_rate": 0.001, "batch_size": 100}
+# Relative to the mean of the Gram matrix's diagonal.
+RIDGE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set and a kernel, with the widths of finite networks of the kernel's own architecture."""
+
+    data: str
+    classes: tuple[int, ...]
+    radius: float
+    architecture: ntkit.Architecture = dataclasses.field(default_factory=lambda: ntkit.fc(1))
+    widths: tuple[int, ...] = (64, 512, 4096)
+    train: int = 1000
+    cnn: bool = True
+
+
+TEN = tuple(range(10))
+TASKS = {
+    "mnist-2-fc": Task("mnist_t10k", (3, 5), 0.2),
+    "mnist-10-fc": Task("mnist_t10k", TEN, 0.2),
+    "mnist-2-conv": Task("mnist_t10k", (3, 5), 0.2, ntkit.conv(1), (16, 64, 256), 500, cnn=False),
+    "cifar-2-fc": Task("cifar10_jpeg", (0, 1), 8 / 255),
+    "cifar-10-fc": Task("cifar10_jpeg", TEN, 8 / 255),
+}
+
+
+def chosen(split: Any, classes: tuple[int, ...], limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give the first images of some classes, and their places among these as labels."""
+    rows = np.flatnonzero(np.isin(split.labels, classes))[:limit]
+    return split.images[rows], np.searchsorted(classes, split.labels[rows])
+
+
+def measure(task: Task, data_dir: Path | None, quick: bool) -> dict[str, Any]:
+    """Craft, train, and compare."""
+    started = time.monotonic()
+    dataset = ntkit.data.load(task.data if data_dir else "digits", data_dir)
+    images, classes = chosen(dataset.train, task.classes, 50 if quick else task.train)
+    x, labels = chosen(dataset.test, task.classes, 10 if quick else 200)
+    steps, seeds = ((2, 4), 1) if quick else ((30, 300), 3)
+    outputs = 1 if len(task.classes) == 2 else len(task.classes)
+    if outputs == 1:
+        targets, labels = np.float32(2 * classes[:, None] - 1), 2 * labels - 1
+    else:
+        targets = np.asarray(one_hot(classes, outputs))
+    preprocess = Standardize.fit(images)
+    prepared = preprocess.transform(images)
+    ball = Linf(task.radius)
+    adversary = Adversary("pgd", ball, steps=10, stop_early=False)
+    key_noise, key_attack, key_networks = jax.random.split(jax.random.key(0), 3)
+
+    kernel = ntkit.ntk(task.architecture)
+    gram = ntkit.gram(kernel, prepared)
+    predictors = {"ridge": regression.fit(kernel, prepared, targets, RIDGE, gram=gram)}
+    for step in steps:
+        predictors[f"flow {step}"] = regression.flow(kernel, prepared, targets, RATE * step * outputs)
+    examples = {"noise": random_noise(x, ball, key=key_noise)}
+    kernels = {}
+    for name, predictor in predictors.items():
+        model = Preprocessed(predictor, preprocess)
+        found = {name: adversary(model, x, labels, key_attack)}
+        if name != "ridge":
+            found[f"{name}, one step"] = attacks.fgsm(model, x, labels, ball)
+        examples |= found
+        shown = {"clean": x, "noise": examples["noise"], **found}
+        kernels[name] = {of: regression.accuracy(model, np.asarray(these), labels) for of, these in shown.items()}
+    crafted = time.monotonic() - started
+
+    widths = (8,) if quick else task.widths
+    networks = {f"{task.architecture.name}, width {w}": (task.architecture.flax(outputs, w), LAZY) for w in widths}
+    if task.cnn:
+        networks["simple_cnn, Adam"] = (simple_cnn(outputs), USUAL)
+    table = []
+    for name, (module, training) in networks.items():
+        by_seed = [
+            transfer(
+                module,
+                images,
+                targets,
+                x,
+                labels,
+                examples=examples,
+                adversaries={"white_box": adversary},
+                steps=steps,
+                key=jax.random.fold_in(key_networks, seed),
+                preprocessing=preprocess,
+                **training,
+            )
+            for seed in range(seeds)
+        ]
+        rows = transfer_rows(name, by_seed)
+        for row in rows:
+            print("  " + in_words(row), flush=True)
+        table += rows
+    return {
+        "data": dataset.name,
+        "classes": task.classes,
+        "radius": task.radius,
+        "train_images": len(images),
+        "test_images": len(x),
+        "kernel": task.architecture.name,
+        "kernel_accuracy": kernels,
+        "networks": table,
+        "seeds": seeds,
+        "seconds": {"crafting": crafted, "all": time.monotonic() - started},
+    }
+
+
+def in_words(row: Any) -> str:
+    """Say a row, of the examples crafted on a flow those of its own time."""
+    mean = {name: 100 * float(np.mean(values)) for name, values in row["accuracy"].items()}
+    own = f"flow {row['steps']}"
+    names = {"clean": "clean", "noise": "noise", "ridge": "ridge", own: "flow", f"{own}, one step": "one step"}
+    shares = "  ".join(f"{title} {mean[name]:5.1f}" for name, title in (names | {"white_box": "white box"}).items())
+    return f"{row['network']:20s} {row['steps']:4d} steps   {shares}"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--data-dir", type=Path, help="where TFDS has mnist_t10k and cifar10_jpeg")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    result: dict[str, Any] = {}
+    if options.out is not None and options.out.exists():
+        result = json.loads(options.out.read_text())["tasks"]
+    for name in options.tasks:
+        task = TASKS[name]
+        print(f"{name}, l∞ of {task.radius:.3f}: accuracy in %", flush=True)
+        where = {"device": {**device(), "cores": os.cpu_count()}, "versions": versions()}
+        result[name] = {**measure(task, options.data_dir, options.quick), **where}
+        print(
+            f"  {result[name]['seconds']['all']:.0f} s, of which {result[name]['seconds']['crafting']:.0f} s crafting"
+        )
+        if options.out is not None:
+            settings = {"lazy": LAZY, "usual": USUAL, "ridge": RIDGE, "attack": "PGD, 10 steps"}
+            ordered = {known: result[known] for known in TASKS if known in result}
+            with atomic_write(options.out, "w") as file:
+                file.write(json.dumps({"tasks": ordered, **settings}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
