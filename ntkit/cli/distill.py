@@ -10,7 +10,7 @@ import shlex
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,7 +162,8 @@ class Distill(DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, D
                     out = self.out or vacant_run(self.dataset, self.architecture, self.per_class)
                     run = stack.enter_context(new_run(out, self.config()))
             try:
-                self._distil(run, prepared, kernels, key, optimizer, adversary)
+                kip = functools.partial(self._kip, prepared, kernels, key, optimizer)
+                self._distil(run, prepared, kernels, adversary, kip)
             except KeyboardInterrupt as interrupt:
                 what = str(interrupt) or "stopped"
                 number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
@@ -177,18 +178,17 @@ class Distill(DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, D
         run: Run | None,
         prepared: Prepared,
         kernels: list[Kernel],
-        key: jax.Array,
-        optimizer: Any,
         adversary: Adversary | None,
+        kip: Callable[[Run | None, Adversary | None], Distilled],
     ) -> None:
         started = time.monotonic()
-        distilled = self._kip(run, prepared, kernels, key, optimizer, adversary)
+        distilled = kip(run, adversary)
         # In all processes, though one writes it: none may wait for long when the others have ended.
         rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
         robust: list[dict[str, Any]] = []
         if adversary is not None:
             with contextlib.nullcontext() if run is None else _within(run, _CLEAN) as clean_run:
-                clean = self._kip(clean_run, prepared, kernels, key, optimizer, None)
+                clean = kip(clean_run, None)
             sets = {"adv-KIP": distilled, "KIP": clean}
             robust = robustness_table(self, prepared, sets, kernels, adversary, self.full_set_limit)
         if run is None:
@@ -206,11 +206,11 @@ class Distill(DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, D
 
     def _kip(
         self,
-        run: Run | None,
         prepared: Prepared,
         kernels: list[Kernel],
         key: jax.Array,
         optimizer: Any,
+        run: Run | None,
         adversary: Adversary | None,
     ) -> Distilled:
         # A ball is one of pixels; without an adversary the data set is preprocessed but once.

@@ -266,9 +266,8 @@ def make_adversary(options: AdversaryOptions) -> Adversary | None:
     steps = 10 if options.adversary_steps is None else options.adversary_steps
     at_least(1, adversary_steps=steps)
     # A large loss rather than a wrong class: KIP learns from what is wrong already, too.
-    return Adversary(
-        options.adversary, ball, steps=steps, **({"stop_early": False} if options.adversary == "pgd" else {})
-    )
+    further: dict[str, Any] = {"stop_early": False} if options.adversary == "pgd" else {}
+    return Adversary(options.adversary, ball, steps=steps, **further)
 
 
 def make_augmentation(kind: Literal["none", "flip", "digits", "objects"]) -> Augmentation | None:
