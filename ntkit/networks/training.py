@@ -166,7 +166,7 @@ def train(
         batch_size=None if batch_size is None or batch_size >= len(images) else int(batch_size),
         augment=augment,
     )
-    variables = dict(jax.jit(module.init)(key_init, first))
+    variables = dict(_init(module, key_init, first))
     fixed = _Fixed(
         key=key_steps,
         images=images,
@@ -222,6 +222,11 @@ def train(
     )
     state, records = loop(state)
     return dataclasses.replace(network(state), losses=np.asarray(state.losses), history=columns(records))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(module: Module, key: Array, x: Array) -> Any:
+    return module.init(key, x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
