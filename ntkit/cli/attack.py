@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntkit import plot, regression
-from ntkit.architectures import check_image_shape
 from ntkit.attacks import Adversary, Preprocessed
 from ntkit.cli.options import (
     CNNS,
@@ -29,6 +28,7 @@ from ntkit.cli.options import (
     make_ball,
     make_kernels,
     make_key,
+    make_network,
     new_run,
     prepare,
     vacant_run,
@@ -188,19 +188,10 @@ class Attack(DataOptions, KernelOptions):
     def _modules(self, task: _Task) -> dict[str, Module]:
         """Give the networks, by their names in the table."""
         found: dict[str, Module] = {}
-        for name in dict.fromkeys(self.network_architectures or (self.architecture,)):
-            if name in CNNS:
-                found[name] = CNNS[name](task.outputs)
-                continue
-            changed: dict[str, Any] = {} if name == self.architecture else {"architecture": name, "depth": ()}
-            (architecture,) = make_architectures(dataclasses.replace(self, **changed))
-            try:
-                check_image_shape(architecture, task.test.images.shape[1:])
-            except ValueError as error:
-                option = "network_architectures" if self.network_architectures else "architecture"
-                raise ValueError(f"{option}: {str(error).removeprefix('x: ')}") from error
-            for width in dict.fromkeys(self.widths):
-                found[f"{architecture.name}, width {width}"] = architecture.flax(task.outputs, width)
+        for kind in dict.fromkeys(self.network_architectures or (self.architecture,)):
+            for width in (None,) if kind in CNNS else dict.fromkeys(self.widths):
+                name, module = make_network(self, kind, task.outputs, width, task.test.images.shape[1:])
+                found[name if width is None else f"{name}, width {width}"] = module
         return found
 
     def _craft(self, kernel: Kernel, adversary: Adversary, task: _Task, key: jax.Array) -> _Crafted:

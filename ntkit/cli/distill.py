@@ -43,6 +43,7 @@ from ntkit.cli.robustness import (
     ROBUSTNESS,
     RobustnessOptions,
     robustness_in_words,
+    robustness_networks,
     robustness_table,
     robustness_title,
 )
@@ -182,6 +183,7 @@ class Distill(DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, D
         kip: Callable[[Run | None, Adversary | None], Distilled],
     ) -> None:
         started = time.monotonic()
+        modules = {} if adversary is None else robustness_networks(self, prepared)
         distilled = kip(run, adversary)
         # In all processes, though one writes it: none may wait for long when the others have ended.
         rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
@@ -190,7 +192,7 @@ class Distill(DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, D
             with contextlib.nullcontext() if run is None else _within(run, _CLEAN) as clean_run:
                 clean = kip(clean_run, None)
             sets = {"adv-KIP": distilled, "KIP": clean}
-            robust = robustness_table(self, prepared, sets, kernels, adversary, self.full_set_limit)
+            robust = robustness_table(self, prepared, sets, kernels, modules, adversary, self.full_set_limit)
         if run is None:
             return
         metadata: dict[str, Any] = {"config": run.config, "versions": run.versions}

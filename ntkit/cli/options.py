@@ -18,8 +18,10 @@ import numpy as np
 import ntkit
 from ntkit import networks
 from ntkit.activations import ACTIVATIONS
+from ntkit.architectures import check_image_shape
 from ntkit.attacks import L2, Adversary, Ball, Linf
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
+from ntkit.networks.training import Module
 from ntkit.runs import Run
 from ntkit.runs.processes import Group
 
@@ -249,6 +251,26 @@ NetworkName: TypeAlias = Literal["fc", "conv", "convnet", "myrtle", "simple_cnn"
 def make_ball(norm: Literal["linf", "l2"], radius: float | None) -> Ball:
     """Give the ball of a norm and a radius."""
     return BALLS[norm](RADII[norm] if radius is None else radius)
+
+
+def make_network(
+    options: KernelOptions, name: NetworkName, outputs: int, width: int | None, shape: tuple[int, ...]
+) -> tuple[str, Module]:
+    """Give a finite network, and what it is called: the kernel's own architecture, or another one's default depth.
+
+    **Raises:** `ValueError` if images of the shape are too small for it.
+    """
+    if name in CNNS:
+        return name, CNNS[name](outputs) if width is None else CNNS[name](outputs, width=width)
+    changed: dict[str, Any] = {} if name == options.architecture else {"architecture": name, "depth": ()}
+    architecture = make_architectures(dataclasses.replace(options, **changed))[0]
+    try:
+        check_image_shape(architecture, shape)
+    except ValueError as error:
+        if not getattr(options, "network_architectures", ()):
+            raise  # it is the kernel's own
+        raise ValueError(f"network_architectures: {str(error).removeprefix('x: ')}") from error
+    return architecture.name, architecture.flax(outputs, width)
 
 
 def make_adversary(options: AdversaryOptions) -> Adversary | None:

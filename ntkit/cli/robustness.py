@@ -17,11 +17,12 @@ from ntkit.cli.options import (
     NetworkName,
     Prepared,
     at_least,
-    make_architectures,
+    make_network,
 )
 from ntkit.data import one_hot
 from ntkit.distill import Distilled
 from ntkit.kernels import Kernel
+from ntkit.networks.training import Module
 
 # Croce & Hein 2020 evaluate with PGD of as many steps before they show what AutoAttack leaves of it.
 PGD_STEPS = 20
@@ -69,19 +70,33 @@ class RobustnessOptions:
 ROBUSTNESS = tuple(field.name for field in dataclasses.fields(RobustnessOptions))
 
 
+def robustness_networks(options: Any, prepared: Prepared) -> dict[str, Module]:
+    """Give the networks of the table, by their names in it.
+
+    **Raises:** `ValueError` that names an option.
+    """
+    if options.network_steps == 0:
+        return {}
+    names = dict.fromkeys(options.network_architectures or (options.architecture,))
+    shape = prepared.train_images.shape[1:]
+    return dict(make_network(options, name, prepared.num_classes, options.network_width, shape) for name in names)
+
+
 def robustness_table(
     options: Any,
     prepared: Prepared,
     sets: Mapping[str, Distilled],
     kernels: Sequence[Kernel],
+    modules: Mapping[str, Module],
     adversary: Adversary,
     full_set_limit: int,
 ) -> list[dict[str, Any]]:
     """Attack kernel regression and networks trained on some distilled sets, and adversarially trained networks.
 
     **Arguments:** `options`: of the command: kernel, ridge and those of [`RobustnessOptions`][]. `sets`: by name, as
-    fed to the kernel. `kernels`: of which the first one's regression is attacked. `adversary`: whose ball the attacks
-    have, and adversarial training. `full_set_limit`: images of adversarial training, at most.
+    fed to the kernel. `kernels`: of which the first one's regression is attacked. `modules`: networks, as
+    `robustness_networks` gives them. `adversary`: whose ball the attacks have, and adversarial training.
+    `full_set_limit`: images of adversarial training, at most.
 
     **Returns:** rows of `model`, `trained_on`, the accuracies from 0 to 1 `clean`, `pgd` and `autoattack` (means over
     `seeds` networks, with `…_std`), and `masked`: whether an evaluation showed signs of masked gradients.
@@ -122,14 +137,12 @@ def robustness_table(
         learned = distilled.kernel if isinstance(distilled.kernel, Kernel) else (distilled.kernel or kernels)[0]
         model = regression.fit(learned, distilled.images, distilled.labels, options.ridge)
         rows.append(row("kernel regression", f"{len(distilled.images)} images of {name}", [model]))
-    if options.network_steps == 0:
-        return rows
     train = prepared.dataset.train
     chosen = np.arange(len(train.images))
     if len(chosen) > full_set_limit:
         chosen = np.asarray(jax.random.permutation(jax.random.key(0), len(chosen)))[:full_set_limit]
     targets = np.asarray(one_hot(train.labels[chosen], prepared.num_classes))
-    for name, module in _modules(options, prepared).items():
+    for name, module in modules.items():
         rows += [
             row(name, f"{len(one.images)} images of {label}", trained(name, module, one.images, one.labels))
             for label, one in sets.items()
@@ -168,17 +181,3 @@ def robustness_in_words(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str
         }
         for row in rows
     ]
-
-
-def _modules(options: Any, prepared: Prepared) -> dict[str, Any]:
-    """Give the networks by their names in the table."""
-    found: dict[str, Any] = {}
-    for name in dict.fromkeys(options.network_architectures or (options.architecture,)):
-        if name in CNNS:
-            width = {} if options.network_width is None else {"width": options.network_width}
-            found[name] = CNNS[name](prepared.num_classes, **width)
-        else:
-            depth = options.depth[:1] if name == options.architecture else ()
-            (architecture,) = make_architectures(dataclasses.replace(options, architecture=name, depth=depth))
-            found[architecture.name] = architecture.flax(prepared.num_classes, options.network_width)
-    return found
