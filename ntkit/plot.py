@@ -188,8 +188,8 @@ def transfer(
 
     **Arguments:**
 
-    - `rows`: as `ntkit.networks.transfer_rows` gives them: each with a "network", its "steps", and an "accuracy" that maps the
-      name of each kind of images to the accuracies of several networks.
+    - `rows`: as `ntkit.networks.transfer_rows` gives them: each with a "network", its "steps", and an "accuracy" that
+      maps the name of each kind of images to the accuracies of several networks.
     - `names`: what the kinds of images are called in the legend; by default their names.
     - `title`: a heading.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -52,7 +53,7 @@ class Problem:
     @property
     def differentiable(self) -> bool:
         """Whether the model has a gradient in JAX."""
-        return _gradient_error(self.model, self.x[:1]) is None
+        return _gradient_error(self.model, self.x) is None
 
     @property
     def traced(self) -> bool:
@@ -61,14 +62,17 @@ class Problem:
 
     def solve(self, core: Core, key: Array, batch_size: int) -> Array:
         """Run an attack, batch by batch, on every image."""
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(self.x)))
+        keys = _own_keys(len(self.x), key)
         if self.traced:
             return core(self.model, self.x, self.classes, keys)
-        found = [
-            core(self.model, self.x[rows], self.classes[rows], keys[rows])[: len(self.x) - start]
-            for start, rows in batches(len(self.x), batch_size)
-        ]
-        adversarial = jnp.concatenate(found)
+        if len(self.x) <= batch_size:
+            adversarial = core(self.model, self.x, self.classes, keys)
+        else:
+            found = [
+                core(self.model, self.x[rows], self.classes[rows], keys[rows])[: len(self.x) - start]
+                for start, rows in batches(len(self.x), batch_size)
+            ]
+            adversarial = jnp.concatenate(found)
         if bad := int(np.sum(~np.isfinite(np.asarray(adversarial)).reshape(len(adversarial), -1).all(axis=1))):
             raise FloatingPointError(
                 f"model: its gradient is NaN or infinite at {bad} of {len(self.x)} images, expected finite values"
@@ -105,30 +109,54 @@ def problem(
     if not callable(model):
         raise ValueError(f"model: got {type(model).__name__}, expected a callable from images to outputs")
     x = jnp.asarray(x)
-    if not traced(x) and (float(jnp.min(x)) < bounds[0] or float(jnp.max(x)) > bounds[1]):
-        raise ValueError(
-            f"x: got pixels from {float(jnp.min(x)):g} to {float(jnp.max(x)):g}, expected them within the bounds "
-            f"{tuple(bounds)}"
-        )
-    model, outputs = _model(model, x[: min(len(x), batch_size)])
+    check_inside(x, bounds)
+    model, outputs = _model(model, x)
     classes = _classes(labels, len(x), outputs)
-    if gradient and (error := _gradient_error(model, x[:1])) is not None:
+    if gradient and (error := _gradient_error(model, x)) is not None:
         raise ValueError(
             f"model: got one that cannot be differentiated ({type(error).__name__}), expected a differentiable one; "
             "ntkit.attacks.square needs no gradient"
         ) from error
     found = Problem(model, x, classes, outputs)
-    if not found.traced:
-        values = np.concatenate([np.asarray(outputs_of(model, x[rows])) for _, rows in batches(len(x), batch_size)])
-        if not np.isfinite(values).all():
-            raise FloatingPointError("model: got NaN or infinity for the images as they are, expected finite outputs")
+    if not found.traced and not _finite(model, x, batch_size):
+        raise FloatingPointError("model: got NaN or infinity for the images as they are, expected finite outputs")
     return found
+
+
+def check_inside(x: Array, bounds: Bounds) -> None:
+    """Raise `ValueError` unless images are within the bounds."""
+    if traced(x):
+        return
+    # Not by JAX: here an array on a CPU is not copied, and nothing is compiled.
+    values = np.asarray(x)
+    if values.min() < bounds[0] or values.max() > bounds[1]:
+        raise ValueError(
+            f"x: got pixels from {values.min():g} to {values.max():g}, expected them within the bounds {tuple(bounds)}"
+        )
 
 
 @jax.jit
 def outputs_of(model: Any, x: Array) -> Array:
     """Give the outputs of a model that is a pytree, compiled."""
     return model(x)
+
+
+@jax.jit
+def _slope_of(model: Any, x: Array) -> Array:
+    return jax.grad(lambda x: jnp.sum(model(x)))(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _own_keys(n: int, key: Array) -> Array:
+    """Give each image a key, which depends on its index alone."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+
+
+def _finite(model: Any, x: Array, batch_size: int) -> bool:
+    """Whether a model's outputs for images are."""
+    if len(x) <= batch_size:
+        return bool(np.isfinite(np.asarray(outputs_of(model, x))).all())
+    return all(np.isfinite(np.asarray(outputs_of(model, x[rows]))).all() for _, rows in batches(len(x), batch_size))
 
 
 def traced(*trees: Any) -> bool:
@@ -155,7 +183,8 @@ def _model(model: Any, x: Array) -> tuple[Any, int]:
     """Give a model as a pytree, and the number of its outputs."""
     compilable = as_pytree(model)
     try:
-        shape = jax.eval_shape(compilable, x)
+        # Of a compiled function: another time with a model of this type nothing is traced.
+        shape = jax.eval_shape(outputs_of, compilable, x)
     except jax.errors.TracerArrayConversionError:
         # It is NumPy inside: what does not ask for gradients can be run on it.
         found = np.asarray(model(np.asarray(x)))
@@ -183,7 +212,7 @@ def _classes(labels: ArrayLike, n: int, outputs: int) -> Array:
 
 def _gradient_error(model: Any, x: Array) -> Exception | None:
     try:
-        jax.eval_shape(jax.grad(lambda x: jnp.sum(model(x))), x)
+        jax.eval_shape(_slope_of, model, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     except Exception as error:
         # A rule that is missing shows as one of many exceptions.
         return error

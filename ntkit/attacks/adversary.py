@@ -99,7 +99,6 @@ class Adversary:
             options["key"] = key
         return attack(model, x, labels, self.ball, bounds=self.bounds, **dict(self.options) | options)
 
-
     def check_pixels(self, images: np.ndarray) -> None:
         """Raise `ValueError` unless all values of a data set are within the bounds, before any of it is attacked."""
         least, most = float(images.min()), float(images.max())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,9 +12,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
+from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import Ball, like
 from ntkit.attacks.gradient import ascent
-from ntkit.attacks.losses import cross_entropy, fooled, logits, targeted_dlr
+from ntkit.attacks.losses import Loss, cross_entropy, fooled, likeliest, targeted_dlr
 
 # Croce & Hein 2020 (arXiv:2003.01690), section 3: momentum α (eq. 1), the share ρ of steps that must have increased the
 # loss, and the checkpoints, p₁ of the steps and then less by 0.03 each time, but at least 0.06.
@@ -67,13 +67,6 @@ def apgd(
     return found.solve(functools.partial(_apgd, how), key, batch_size)
 
 
-def likeliest(outputs: Array, classes: Array) -> Array:
-    """Give the wrong classes of each image by their logits, the largest first, (n, classes − 1)."""
-    z = logits(outputs)
-    z = jnp.where(jax.nn.one_hot(classes, z.shape[1], dtype=bool), -jnp.inf, z)
-    return jnp.argsort(-z, axis=1)[:, :-1]
-
-
 def checkpoints(steps: int) -> np.ndarray:
     """Give after which steps the step size is looked at: (steps,), for each of these the length of its period, or 0."""
     least, shorter = max(int(LEAST_PERIOD * steps), 1), max(int(SHORTER * steps), 1)
@@ -121,12 +114,9 @@ def _apgd(how: _How, model: Any, x: Array, classes: Array, keys: Array) -> Array
 
     def again(start: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         kept, score, done = best
-        loss = cross_entropy
-        if order is not None:
-            aims = order[:, start // how.restarts]
-            loss = functools.partial(targeted_dlr, targets=aims)
+        aims = None if order is None else order[:, start // how.restarts]
         own = jax.vmap(lambda key: jax.random.fold_in(key, start))(keys)
-        found, losses, wrong = _from(how, loss, model, x, classes, how.ball.surface(own, x, how.bounds), done)
+        found, losses, wrong = _from(how, model, x, classes, aims, how.ball.surface(own, x, how.bounds), done)
         better = ~done & (wrong | (losses > score))
         return jnp.where(like(better, x), found, kept), jnp.where(better, losses, score), done | wrong
 
@@ -140,28 +130,31 @@ def _apgd(how: _How, model: Any, x: Array, classes: Array, keys: Array) -> Array
 
 def _from(
     how: _How,
-    loss: Callable[[Array, Array], Array],
     model: Any,
     x: Array,
     classes: Array,
+    aims: Array | None,
     start: Array,
     done: Array,
 ) -> tuple[Array, Array, Array]:
-    """Give what one start found, its losses, and whether the model is wrong about it."""
+    """Give what one start found, its losses, and whether the model is wrong about it; `aims`: classes to go for."""
     ball, bounds = how.ball, how.bounds
     period = jnp.asarray(checkpoints(how.steps))
 
     def where(condition: Array, a: Array, b: Array) -> Array:
         return jnp.where(like(condition, a), a, b)
 
-    def step(carry: tuple[Array, _State]) -> tuple[Array, _State]:
-        i, s = carry
+    def loss_of(aims: Array | None) -> Loss:
+        return cross_entropy if aims is None else functools.partial(targeted_dlr, targets=aims)
+
+    def step(i: Array, fixed: tuple[Array, Array, Array | None], s: _State) -> _State:
+        x, classes, aims = fixed
         size = like(s.size, x)
         ahead = ball.project(x, s.x + size * ball.steepest(s.gradient), bounds)
         # Eq. 1; the first step has no momentum.
         alpha = jnp.where(i == 0, 1.0, MOMENTUM).astype(x.dtype)
         moved = ball.project(x, s.x + alpha * (ahead - s.x) + (1 - alpha) * (s.x - s.before), bounds)
-        gradient, losses, outputs = ascent(model, loss, moved, classes)
+        gradient, losses, outputs = ascent(model, loss_of(aims), moved, classes)
         wrong = fooled(outputs, classes) & ~s.done
         improved = losses > s.best_loss
         after = s._replace(
@@ -191,9 +184,9 @@ def _from(
         )
         # Who is done stays where it is, at what fooled the model.
         after = jax.tree.map(lambda new, old: where(s.done, old, new), after, s)
-        return i + 1, after._replace(found=where(wrong, moved, after.found), done=s.done | wrong)
+        return after._replace(found=where(wrong, moved, after.found), done=s.done | wrong)
 
-    gradient, losses, outputs = ascent(model, loss, start, classes)
+    gradient, losses, outputs = ascent(model, loss_of(aims), start, classes)
     wrong = fooled(outputs, classes) & ~done
     state = _State(
         x=start,
@@ -210,10 +203,6 @@ def _from(
         found=start,
         done=done | wrong,
     )
-
-    def unfinished(carry: tuple[Array, _State]) -> Array:
-        return (carry[0] < how.steps) & ~jnp.all(carry[1].done)
-
-    _, state = lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), state))
+    state = while_any_stands(step, lambda state: state.done, (x, classes, aims), state, how.steps)
     wrong = state.done & ~done
     return where(wrong, state.found, state.best), state.best_loss, wrong

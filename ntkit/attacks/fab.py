@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._loops import fast_in_loops
 from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
-from ntkit.attacks.apgd import likeliest
+from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
-from ntkit.attacks.losses import fooled, logits
+from ntkit.attacks.losses import fooled, likeliest, logits
 
 # Croce & Hein 2020 (arXiv:1907.02044), section 3: overshoot η, bias α toward the image, and backward step β.
 OVERSHOOT = 1.05
@@ -148,17 +149,19 @@ def _search(
     """Go from one start toward the boundary with `targets`; give the closest image found and its distance."""
     ball, bounds = how.ball, how.bounds
 
-    def gap(z: Array) -> tuple[Array, tuple[Array, Array]]:
-        outputs = model(z)
-        values = logits(outputs)
-        rows = jnp.arange(len(z))
-        difference = values[rows, targets] - values[rows, classes]
-        return jnp.sum(difference), (difference, outputs)
+    def step(
+        _: Array, fixed: tuple[Array, Array, Array], state: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        (x, classes, targets), (z, best, least) = fixed, state
+        done = reached(state)
 
-    def step(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        i, z, best, least = carry
-        done = least <= ball.radius
-        normal, (value, _) = jax.grad(gap, has_aux=True)(z)
+        def gap(z: Array) -> tuple[Array, Array]:
+            values = logits(model(z))
+            rows = jnp.arange(len(z))
+            difference = values[rows, targets] - values[rows, classes]
+            return jnp.sum(difference), difference
+
+        normal, value = fast_in_loops(jax.grad(gap, has_aux=True))(z)
         offset = value - jnp.sum(normal * z, axis=tuple(range(1, z.ndim)))
         from_here = to_hyperplane(ball, z, normal, offset, bounds)
         from_image = to_hyperplane(ball, x, normal, offset, bounds)
@@ -167,17 +170,16 @@ def _search(
         bias = like(jnp.minimum(here / jnp.maximum(here + there, jnp.finfo(x.dtype).tiny), MOST_BIAS), x)
         moved = (1 - bias) * (z + OVERSHOOT * from_here) + bias * (x + OVERSHOOT * from_image)
         moved = jnp.clip(moved, *bounds)
-        wrong = fooled(model(moved), classes) & ~done
+        wrong = fooled(fast_in_loops(model)(moved), classes) & ~done
         distance = ball.size(moved - x)
         closer = wrong & (distance < least)
         # Eq. 11: back toward the image.
         back = x + BACKWARD * (moved - x)
         z = jnp.where(like(done, x), z, jnp.where(like(wrong, x), back, moved))
-        return i + 1, z, jnp.where(like(closer, x), moved, best), jnp.where(closer, distance, least)
+        return z, jnp.where(like(closer, x), moved, best), jnp.where(closer, distance, least)
 
-    def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
-        return (carry[0] < how.steps) & ~jnp.all(carry[3] <= ball.radius)
+    def reached(state: tuple[Array, Array, Array]) -> Array:
+        return state[2] <= ball.radius
 
-    carry = (jnp.zeros((), jnp.int32), start, best, least)
-    _, _, best, least = lax.while_loop(unfinished, step, carry)
+    _, best, least = while_any_stands(step, reached, (x, classes, targets), (start, best, least), how.steps)
     return best, least

@@ -11,7 +11,9 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._checks import is_scale
+from ntkit._loops import fast_in_loops
 from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
+from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import Ball, check_ball, like
 from ntkit.attacks.losses import LOSSES, Loss, fooled
 
@@ -118,7 +120,7 @@ def ascent(model: Model, loss: Loss, x: Array, classes: Array) -> tuple[Array, A
         losses = loss(outputs, classes)
         return jnp.sum(losses), (losses, outputs)
 
-    gradient, (losses, outputs) = jax.grad(total, has_aux=True)(x)
+    gradient, (losses, outputs) = fast_in_loops(jax.grad(total, has_aux=True))(x)
     return gradient, losses, outputs
 
 
@@ -142,23 +144,23 @@ def _run(model: Model, x: ArrayLike, labels: ArrayLike, how: _Steps, key: Array,
 
 @functools.partial(jax.jit, static_argnums=0)
 def _pgd(how: _Steps, model: Any, x: Array, classes: Array, keys: Array) -> Array:
+    def step(_: Array, fixed: tuple[Array, Array], state: tuple[Array, Array]) -> tuple[Array, Array]:
+        (x, classes), (current, done) = fixed, state
+        gradient, _, outputs = ascent(model, how.loss, current, classes)
+        if how.stop_early:
+            done = done | fooled(outputs, classes)
+        moved = how.ball.project(x, current + how.size * how.ball.steepest(gradient), how.bounds)
+        return jnp.where(like(done, x), current, moved), done
+
     def from_one_start(restart: Array | int, done: Array) -> Array:
         start = x
         if how.random_start:
             start = how.ball.random(jax.vmap(lambda key: jax.random.fold_in(key, restart))(keys), x, how.bounds)
 
-        def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            i, current, done = carry
-            gradient, _, outputs = ascent(model, how.loss, current, classes)
-            if how.stop_early:
-                done = done | fooled(outputs, classes)
-            moved = how.ball.project(x, current + how.size * how.ball.steepest(gradient), how.bounds)
-            return i + 1, jnp.where(like(done, x), current, moved), done
-
-        def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-            return (carry[0] < how.steps) & ~jnp.all(carry[2])
-
-        return lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), start, done))[1]
+        found = while_any_stands(
+            step, lambda state: state[1], (x, classes), (start, done), how.steps, halve=how.stop_early
+        )
+        return found[0]
 
     nobody = jnp.zeros(len(x), bool)
     if how.restarts == 1:
@@ -167,7 +169,7 @@ def _pgd(how: _Steps, model: Any, x: Array, classes: Array, keys: Array) -> Arra
     def again(restart: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         kept, score, done = best
         found = from_one_start(restart, done)
-        outputs = model(found)
+        outputs = fast_in_loops(model)(found)
         # The model is wrong about it, and then how wrong.
         wrong = fooled(outputs, classes)
         losses = jnp.where(wrong, jnp.inf, how.loss(outputs, classes)) if how.stop_early else how.loss(outputs, classes)

@@ -48,9 +48,7 @@ def margin(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"]) -> Flo
 
     Carlini & Wagner 2017 (arXiv:1608.04644), f₆.
     """
-    z = logits(outputs)
-    others = jnp.where(jax.nn.one_hot(classes, z.shape[1], dtype=bool), -jnp.inf, z)
-    return jnp.max(others, axis=1) - _of(classes, z)
+    return jnp.max(_of_others(classes, logits(outputs)), axis=1) - _of(classes, logits(outputs))
 
 
 def targeted_dlr(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"], targets: Int[Array, " n"]) -> Array:
@@ -67,6 +65,16 @@ def targeted_dlr(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"], 
     ordered = jnp.sort(z, axis=1)
     lower = ordered[:, -3] if z.shape[1] == 3 else (ordered[:, -3] + ordered[:, -4]) / 2
     return difference / (ordered[:, -1] - lower + 1e-12)
+
+
+def likeliest(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"]) -> Int[Array, "n others"]:
+    """Give the wrong classes of each image by their logits, the largest first, (n, classes − 1)."""
+    return jnp.argsort(-_of_others(classes, logits(outputs)), axis=1)[:, :-1]
+
+
+def _of_others(classes: Array, values: Array) -> Array:
+    """Give −∞ in place of the true class's value."""
+    return jnp.where(jax.nn.one_hot(classes, values.shape[1], dtype=bool), -jnp.inf, values)
 
 
 def _of(classes: Array, values: Array) -> Array:

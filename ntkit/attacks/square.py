@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._loops import fast_in_loops
 from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
+from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
 from ntkit.attacks.losses import fooled, margin
 
@@ -86,34 +87,29 @@ def sides(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _square(how: _How, model: Any, x: Array, classes: Array, keys: Array) -> Array:
-    shape = x.shape
     images = x if x.ndim == 4 else x[:, :, None, None]
     sizes = jnp.asarray(sides(how.queries, how.share, images.shape[1:3]))
     start, propose = (_linf, _change_linf) if isinstance(how.ball, Linf) else (_l2, _change_l2)
 
-    def evaluate(candidate: Array) -> tuple[Array, Array]:
-        outputs = model(candidate.reshape(shape))
+    def evaluate(candidate: Array, classes: Array) -> tuple[Array, Array]:
+        outputs = fast_in_loops(model)(candidate.reshape(-1, *x.shape[1:]))
         return margin(outputs, classes), fooled(outputs, classes)
 
-    def projected(candidate: Array) -> Array:
-        return how.ball.project(images, candidate, how.bounds)
-
-    def step(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        i, current, worst, done = carry
+    def step(
+        i: Array, fixed: tuple[Array, Array, Array], state: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        (images, classes, keys), (current, worst, done) = fixed, state
         own = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
         one = functools.partial(propose, how.ball.radius, sizes[i])
-        candidate = projected(jax.vmap(one)(own, images, current))
-        margins, wrong = evaluate(candidate)
+        candidate = how.ball.project(images, jax.vmap(one)(own, images, current), how.bounds)
+        margins, wrong = evaluate(candidate, classes)
         better = ~done & (wrong | (margins > worst))
-        return i + 1, jnp.where(like(better, images), candidate, current), jnp.maximum(margins, worst), done | wrong
+        return jnp.where(like(better, images), candidate, current), jnp.maximum(margins, worst), done | wrong
 
-    def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
-        return (carry[0] < how.queries) & ~jnp.all(carry[3])
-
-    first = projected(jax.vmap(functools.partial(start, how.ball.radius))(keys, images))
-    margins, wrong = evaluate(first)
-    carry = (jnp.ones((), jnp.int32), first, margins, wrong)
-    return lax.while_loop(unfinished, step, carry)[1].reshape(shape)
+    begin = how.ball.project(images, jax.vmap(functools.partial(start, how.ball.radius))(keys, images), how.bounds)
+    state = (begin, *evaluate(begin, classes))
+    found = while_any_stands(step, lambda state: state[2], (images, classes, keys), state, how.queries, first=1)
+    return found[0].reshape(x.shape)
 
 
 def _linf(radius: float, key: Array, x: Array) -> Array:
