@@ -23,6 +23,7 @@ from ntkit.data import one_hot
 from ntkit.distill import Distilled
 from ntkit.kernels import Kernel
 from ntkit.networks.training import Module
+from ntkit.runs import progress
 
 # Croce & Hein 2020 evaluate with PGD of as many steps before they show what AutoAttack leaves of it.
 PGD_STEPS = 20
@@ -132,27 +133,31 @@ def robustness_table(
             for seed in range(options.network_seeds)
         ]
 
-    rows = []
-    for name, distilled in sets.items():
-        learned = distilled.kernel if isinstance(distilled.kernel, Kernel) else (distilled.kernel or kernels)[0]
-        model = regression.fit(learned, distilled.images, distilled.labels, options.ridge)
-        rows.append(row("kernel regression", f"{len(distilled.images)} images of {name}", [model]))
     train = prepared.dataset.train
     chosen = np.arange(len(train.images))
     if len(chosen) > full_set_limit:
         chosen = np.asarray(jax.random.permutation(jax.random.key(0), len(chosen)))[:full_set_limit]
     targets = np.asarray(one_hot(train.labels[chosen], prepared.num_classes))
-    for name, module in modules.items():
-        rows += [
-            row(name, f"{len(one.images)} images of {label}", trained(name, module, one.images, one.labels))
-            for label, one in sets.items()
-        ]
-        ordinary: dict[str, Any] = {"loss": "cross_entropy", "batch_size": BATCH}
-        ordinary["preprocessing"] = prepared.preprocessing
-        training = Adversary("pgd", adversary.ball, bounds=adversary.bounds, steps=TRAINING_STEPS, stop_early=False)
-        for label, attacked_by in (("real", None), ("real, adversarial training", training)):
-            models = trained(name, module, train.images[chosen], targets, adversary=attacked_by, **ordinary)
-            rows.append(row(name, f"{len(chosen):,} {label}", models))
+    ordinary: dict[str, Any] = {"loss": "cross_entropy", "batch_size": BATCH, "preprocessing": prepared.preprocessing}
+    training = Adversary("pgd", adversary.ball, bounds=adversary.bounds, steps=TRAINING_STEPS, stop_early=False)
+
+    rows: list[dict[str, Any]] = []
+    total = len(sets) + len(modules) * (len(sets) + 2)
+    with progress(total, "attack", enabled=jax.process_index() == 0) as bar:
+        for label, one in sets.items():
+            learned = one.kernel if isinstance(one.kernel, Kernel) else (one.kernel or kernels)[0]
+            model = regression.fit(learned, one.images, one.labels, options.ridge)
+            rows.append(row("kernel regression", f"{len(one.images)} images of {label}", [model]))
+            bar.update(len(rows))
+        for name, module in modules.items():
+            for label, one in sets.items():
+                models = trained(name, module, one.images, one.labels)
+                rows.append(row(name, f"{len(one.images)} images of {label}", models))
+                bar.update(len(rows))
+            for label, attacked_by in (("real", None), ("real, adversarial training", training)):
+                models = trained(name, module, train.images[chosen], targets, adversary=attacked_by, **ordinary)
+                rows.append(row(name, f"{len(chosen):,} {label}", models))
+                bar.update(len(rows))
     return rows
 
 
