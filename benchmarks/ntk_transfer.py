@@ -9,11 +9,12 @@ error (batches of 100, learning rate 0.3, output at initialization subtracted), 
 wide; a small CNN is trained by Adam as people train one. Three initializations of each.
 
 Examples are crafted by PGD with 10 steps, all of them taken, on kernel ridge regression and on the closed form of
-gradient flow at the time of each number of training steps, and there by a single step (FGSM), too. White box is the
-same PGD on each network itself. Noise is random signs, times the radius.
+gradient flow at the time of each number of training steps, and there by a single step (FGSM), too. White box is PGD
+with 50 steps on each network itself, since the gradient of a finite network is a rougher guide, and FGSM. Noise is
+random signs, times the radius.
 
-Some of the tasks can be run at a time: their rows replace those in FILE. Without --data-dir it is scikit-learn's digits
-everywhere, to see that it runs.
+A run that is stopped and started again goes on with the networks that FILE does not have. Without --data-dir all data
+are scikit-learn's digits, to see that it runs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,10 @@ class Task:
 TEN = tuple(range(10))
 TASKS = {
     "mnist-2-fc": Task("mnist_t10k", (3, 5), 0.2),
-    "mnist-10-fc": Task("mnist_t10k", TEN, 0.2),
+    "mnist-10-fc": Task("mnist_t10k", TEN, 0.2, cnn=False),
     "mnist-2-conv": Task("mnist_t10k", (3, 5), 0.2, ntkit.conv(1), (16, 64, 256), 500, cnn=False),
-    "cifar-2-fc": Task("cifar10_jpeg", (0, 1), 8 / 255),
-    "cifar-10-fc": Task("cifar10_jpeg", TEN, 8 / 255),
+    "cifar-2-fc": Task("cifar10_jpeg", (0, 1), 8 / 255, widths=(64, 512, 2048)),
+    "cifar-10-fc": Task("cifar10_jpeg", TEN, 8 / 255, widths=(64, 512, 2048), cnn=False),
 }
 
 
@@ -74,8 +76,10 @@ def chosen(split: Any, classes: tuple[int, ...], limit: int) -> tuple[np.ndarray
     return split.images[rows], np.searchsorted(classes, split.labels[rows])
 
 
-def measure(task: Task, data_dir: Path | None, quick: bool) -> dict[str, Any]:
-    """Craft, train, and compare."""
+def measure(
+    task: Task, data_dir: Path | None, quick: bool, known: dict[str, Any], save: Callable[[dict[str, Any]], None]
+) -> None:
+    """Craft, train, and compare; `known` is what an earlier call saved of it."""
     started = time.monotonic()
     dataset = ntkit.data.load(task.data if data_dir else "digits", data_dir)
     images, classes = chosen(dataset.train, task.classes, 50 if quick else task.train)
@@ -90,6 +94,10 @@ def measure(task: Task, data_dir: Path | None, quick: bool) -> dict[str, Any]:
     prepared = preprocess.transform(images)
     ball = Linf(task.radius)
     adversary = Adversary("pgd", ball, steps=10, stop_early=False)
+    white_box = {
+        "white box": Adversary("pgd", ball, steps=50, stop_early=False),
+        "white box, one step": Adversary("fgsm", ball),
+    }
     key_noise, key_attack, key_networks = jax.random.split(jax.random.key(0), 3)
 
     kernel = ntkit.ntk(task.architecture)
@@ -107,14 +115,29 @@ def measure(task: Task, data_dir: Path | None, quick: bool) -> dict[str, Any]:
         examples |= found
         shown = {"clean": x, "noise": examples["noise"], **found}
         kernels[name] = {of: regression.accuracy(model, np.asarray(these), labels) for of, these in shown.items()}
-    crafted = time.monotonic() - started
+    result = {
+        "data": dataset.name,
+        "classes": task.classes,
+        "radius": task.radius,
+        "train_images": len(images),
+        "test_images": len(x),
+        "kernel": task.architecture.name,
+        "kernel_accuracy": kernels,
+        "seeds": seeds,
+        "device": {**device(), "cores": os.cpu_count()},
+        "versions": versions(),
+        "crafting_seconds": time.monotonic() - started,
+        "networks": known.get("networks", []),
+    }
 
     widths = (8,) if quick else task.widths
     networks = {f"{task.architecture.name}, width {w}": (task.architecture.flax(outputs, w), LAZY) for w in widths}
     if task.cnn:
         networks["simple_cnn, Adam"] = (simple_cnn(outputs), USUAL)
-    table = []
     for name, (module, training) in networks.items():
+        if any(row["network"] == name for row in result["networks"]):
+            continue
+        started = time.monotonic()
         by_seed = [
             transfer(
                 module,
@@ -123,7 +146,7 @@ def measure(task: Task, data_dir: Path | None, quick: bool) -> dict[str, Any]:
                 x,
                 labels,
                 examples=examples,
-                adversaries={"white_box": adversary},
+                adversaries=white_box,
                 steps=steps,
                 key=jax.random.fold_in(key_networks, seed),
                 preprocessing=preprocess,
@@ -131,30 +154,22 @@ def measure(task: Task, data_dir: Path | None, quick: bool) -> dict[str, Any]:
             )
             for seed in range(seeds)
         ]
-        rows = transfer_rows(name, by_seed)
-        for row in rows:
-            print("  " + in_words(row), flush=True)
-        table += rows
-    return {
-        "data": dataset.name,
-        "classes": task.classes,
-        "radius": task.radius,
-        "train_images": len(images),
-        "test_images": len(x),
-        "kernel": task.architecture.name,
-        "kernel_accuracy": kernels,
-        "networks": table,
-        "seeds": seeds,
-        "seconds": {"crafting": crafted, "all": time.monotonic() - started},
-    }
+        seconds = time.monotonic() - started
+        result["networks"] += [{**row, "seconds": seconds} for row in transfer_rows(name, by_seed)]
+        save(result)
+    for row in result["networks"]:
+        print("  " + in_words(row), flush=True)
+    total = sum({row["network"]: row["seconds"] for row in result["networks"]}.values())
+    print(f"  {result['crafting_seconds']:.0f} s crafting, {total:.0f} s training and attacking networks", flush=True)
 
 
 def in_words(row: Any) -> str:
     """Say a row, of the examples crafted on a flow those of its own time."""
     mean = {name: 100 * float(np.mean(values)) for name, values in row["accuracy"].items()}
     own = f"flow {row['steps']}"
-    names = {"clean": "clean", "noise": "noise", "ridge": "ridge", own: "flow", f"{own}, one step": "one step"}
-    shares = "  ".join(f"{title} {mean[name]:5.1f}" for name, title in (names | {"white_box": "white box"}).items())
+    names = {name: name for name in mean if not name.startswith("flow")}
+    names |= {own: "flow", f"{own}, one step": "flow, one step"}
+    shares = "  ".join(f"{title} {mean[name]:.1f}" for name, title in names.items())
     return f"{row['network']:20s} {row['steps']:4d} steps   {shares}"
 
 
@@ -166,22 +181,23 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    result: dict[str, Any] = {}
+    tasks: dict[str, Any] = {}
     if options.out is not None and options.out.exists():
-        result = json.loads(options.out.read_text())["tasks"]
+        tasks = json.loads(options.out.read_text())["tasks"]
     for name in options.tasks:
         task = TASKS[name]
         print(f"{name}, l∞ of {task.radius:.3f}: accuracy in %", flush=True)
-        where = {"device": {**device(), "cores": os.cpu_count()}, "versions": versions()}
-        result[name] = {**measure(task, options.data_dir, options.quick), **where}
-        print(
-            f"  {result[name]['seconds']['all']:.0f} s, of which {result[name]['seconds']['crafting']:.0f} s crafting"
-        )
-        if options.out is not None:
-            settings = {"lazy": LAZY, "usual": USUAL, "ridge": RIDGE, "attack": "PGD, 10 steps"}
-            ordered = {known: result[known] for known in TASKS if known in result}
+
+        def save(result: dict[str, Any], name: str = name) -> None:
+            tasks[name] = result
+            if options.out is None:
+                return
+            settings = {"lazy": LAZY, "usual": USUAL, "ridge": RIDGE, "attack": "PGD, 10 steps; white box: 50 steps"}
+            ordered = {known: tasks[known] for known in TASKS if known in tasks}
             with atomic_write(options.out, "w") as file:
-                file.write(json.dumps({"tasks": ordered, **settings}, indent=2) + "\n")
+                file.write(json.dumps({"tasks": ordered, **settings}, indent=1) + "\n")
+
+        measure(task, options.data_dir, options.quick, tasks.get(name, {}), save)
 
 
 if __name__ == "__main__":

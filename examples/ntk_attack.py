@@ -1,43 +1,80 @@
 """Adversarial examples made without training a network, and how well they fool networks that were trained.
 
-The examples are crafted on kernel regression with the NTK (Tsilivis & Kempe 2022, arXiv:2210.05577). Networks of
-several widths, after few and many steps, then classify them, beside examples that were crafted on each network itself
-(white box) and random signs of the same size.
+Tsilivis & Kempe 2022 (arXiv:2210.05577): the infinitely wide network, trained for a given time, has a closed form, and
+so have its gradient and its adversarial examples. Networks of several widths, and one of another architecture, then
+classify them after few and many steps, beside noise of the same size and examples that were crafted on each network
+itself (white box).
 
-    python examples/ntk_attack.py [--smoke]
+    python examples/ntk_attack.py [--radius 0.15] [--plot transfer.png] [--smoke]
 """
 
 import argparse
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 import ntkit
-from ntkit import attacks
+from ntkit import attacks, plot
+from ntkit.networks.transfer import random_noise, transfer, transfer_rows
 from ntkit.regression import accuracy
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--smoke", action="store_true", help="one small network, to see that it runs")
-parser.add_argument("--radius", type=float, default=0.1, help="of the l∞ ball, in pixels from 0 to 1")
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--radius", type=float, default=0.15, help="of the l∞ ball, in pixels from 0 to 1 (default 0.15)")
+parser.add_argument("--plot", help="picture to write")
+parser.add_argument("--smoke", action="store_true", help="small networks and few images, to see that it runs")
 options = parser.parse_args()
 
 digits = ntkit.data.load("digits")
-images, targets = digits.train.images, ntkit.data.one_hot(digits.train.labels, 10)
-x, labels = digits.test.images, digits.test.labels
+n, m, seeds = (100, 20, 1) if options.smoke else (len(digits.train), len(digits.test), 3)
+images, targets = digits.train.images[:n], ntkit.data.one_hot(digits.train.labels[:n], 10)
+x, labels = digits.test.images[:m], digits.test.labels[:m]
+preprocess = ntkit.data.Standardize.fit(images)
 ball = attacks.Linf(options.radius)
-key_attack, key_noise, key_train = jax.random.split(jax.random.key(0), 3)
+adversary = attacks.Adversary("pgd", ball, steps=20, stop_early=False)
+key_attack, key_noise, key_networks = jax.random.split(jax.random.key(0), 3)
 
-architecture = ntkit.fc(2)
-model = ntkit.regression.fit(ntkit.ntk(architecture), images, targets)
-crafted = attacks.pgd(model, x, labels, ball, key=key_attack)
-noise = jnp.clip(x + ball.radius * jax.random.rademacher(key_noise, x.shape, x.dtype), 0, 1)
-print(f"kernel: {accuracy(model, x, labels):.1%} clean, {accuracy(model, crafted, labels):.1%} under PGD in {ball}")
+# Gradient descent with a small learning rate on ½ ‖f(x) − y‖² is at time steps · rate · outputs of the flow.
+rate, steps = 0.2, (5, 10) if options.smoke else (50, 500)
+kernel = ntkit.ntk(ntkit.fc(1))
+examples = {"noise": random_noise(x, ball, key=key_noise)}
+for step in steps:
+    predictor = ntkit.regression.flow(kernel, preprocess.transform(images), targets, time=step * rate * 10)
+    model = attacks.Preprocessed(predictor, preprocess)  # the ball is one of pixels, whatever the kernel is fed
+    examples[f"kernel at {step}"] = crafted = adversary(model, x, labels, key_attack)
+    clean, robust = accuracy(model, x, labels), accuracy(model, crafted, labels)
+    print(f"infinitely wide, after {step} steps: {clean:.1%} clean, {robust:.1%} on the examples crafted on it")
 
-print("width   steps    clean   noise   crafted on the kernel   on itself")
-for width in (64,) if options.smoke else (64, 512, 2048):
-    for steps in (50,) if options.smoke else (50, 1000):
-        module = architecture.flax(num_outputs=10, width=width)
-        network = ntkit.networks.train(module, images, targets, key=key_train, steps=steps, learning_rate=1e-2)
-        white_box = attacks.pgd(network, x, labels, ball, key=key_attack)
-        shares = [accuracy(network, these, labels) for these in (x, noise, crafted, white_box)]
-        print("{:5d}   {:5d}   {:6.1%}  {:6.1%}                  {:6.1%}      {:6.1%}".format(width, steps, *shares))
+architectures = {
+    f"fc1, width {width}": ntkit.fc(1).flax(10, width) for width in ((16,) if options.smoke else (64, 1024))
+}
+architectures["conv1, width 64"] = ntkit.conv(1).flax(10, 8 if options.smoke else 64)
+rows = []
+for name, module in architectures.items():
+    found = [
+        transfer(
+            module,
+            images,
+            targets,
+            x,
+            labels,
+            examples=examples,
+            adversaries={"white box": adversary},
+            steps=steps,
+            key=jax.random.fold_in(key_networks, seed),
+            preprocessing=preprocess,
+            optimizer="sgd",
+            learning_rate=rate,
+            centred=True,
+        )
+        for seed in range(seeds)
+    ]
+    rows += transfer_rows(name, found)
+
+kinds = list(rows[0]["accuracy"])
+print(f"\n{'accuracy in %':16s} steps   " + "   ".join(f"{kind:>13s}" for kind in kinds))
+for row in rows:
+    cells = (f"{100 * np.mean(values):6.1f} ± {100 * np.std(values):4.1f}" for values in row["accuracy"].values())
+    print(f"{row['network']:16s} {row['steps']:5d}   " + "   ".join(cells))
+if options.plot:
+    plot.save(plot.transfer(rows), options.plot)
+    print(f"drawn in {options.plot}")

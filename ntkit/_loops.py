@@ -9,10 +9,9 @@ import jax
 import jax.core
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr
 
 # Calls of compiled functions, by the names of their primitives in the versions of JAX that are supported.
-CALLS = ("jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+CALLS = ("jit", "pjit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 CONVOLUTION = "conv_general_dilated"
 
 
@@ -62,15 +61,16 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], *arguments: Any) -> list[Any
             [inner] = [value for key, value in equation.params.items() if key in ("jaxpr", "call_jaxpr", "fun_jaxpr")]
             outputs = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), *inputs)
         else:
-            outputs = _alone(equation, inputs)
+            outputs = _alone(jaxpr, equation, inputs)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(name) for name in jaxpr.outvars]
 
 
-def _alone(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-    """Run one equation as it is."""
+def _alone(jaxpr: Any, equation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """Run one equation of a jaxpr as it is."""
     given = {name: value for name, value in zip(equation.invars, inputs, strict=True) if not _is_value(name)}
-    alone = Jaxpr((), list(given), equation.outvars, [equation], equation.effects)
+    parts = {"invars": list(given), "outvars": equation.outvars, "eqns": [equation], "effects": equation.effects}
+    alone = jaxpr.replace(constvars=(), **parts)
     return list(jax.core.eval_jaxpr(alone, (), *given.values()))
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ntkit.attacks._problem import BATCH_SIZE, Model, Problem, batches, check_key, problem
+from ntkit.attacks._problem import BATCH_SIZE, Model, Problem, batches, check_inside, check_key, problem
 from ntkit.attacks.adversary import Adversary
 from ntkit.attacks.autoattack import wrong_about
 from ntkit.attacks.gradient import ascent
@@ -81,14 +81,16 @@ def evaluate(
     named = _named(attacks)
     key = jax.random.key(0) if key is None else key
     check_key(key)
+    first = next(iter(named.values()))
+    found = problem(model, x, labels, first.ball, first.bounds, gradient=False, batch_size=batch_size)
+    for adversary in named.values():
+        check_inside(found.x, adversary.bounds)
+    size = min(int(batch_size), len(found.x))
+    right = ~wrong_about(found.model, found.x, found.classes, size)
+    signs = _zero_gradients(found, np.flatnonzero(right), size)
     robust: dict[str, float] = {}
     standing: dict[str, np.ndarray] = {}
     for i, (name, adversary) in enumerate(named.items()):
-        found = problem(model, x, labels, adversary.ball, adversary.bounds, gradient=False, batch_size=batch_size)
-        size = min(int(batch_size), len(found.x))
-        right = ~wrong_about(found.model, found.x, found.classes, size)
-        if not standing:
-            signs = _zero_gradients(found, np.flatnonzero(right), size)
         record = functools.partial(_record, robust, name) if adversary.attack == "autoattack" else None
         standing[name] = _standing(found, adversary, labels, right, jax.random.fold_in(key, i), size, record)
         robust[name] = float(np.mean(standing[name]))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from scipy import optimize
 
 from ntkit import attacks
@@ -127,6 +128,27 @@ def test_in_the_middle_of_compiled_code() -> None:
         return attacks.pgd(model, x, labels, Linf(0.02), key=key)
 
     np.testing.assert_allclose(attacked(FOUR, IMAGES, KEY), ALL["pgd"](FOUR, IMAGES, labels, Linf(0.02)), atol=1e-6)
+
+
+def test_convolutions_are_attacked_as_by_hand() -> None:
+    weights = np.random.default_rng(1).normal(size=(3, 3, 2, 4)).astype(np.float32)
+
+    def model(x):
+        layout = ("NHWC", "HWIO", "NHWC")
+        hidden = lax.conv_general_dilated(x, weights, (2, 1), "SAME", dimension_numbers=layout)
+        return jnp.mean(jnp.tanh(hidden), axis=(1, 2))
+
+    labels, ball, steps = predicted(model, IMAGES), Linf(0.05), 6
+    by_hand = jnp.asarray(IMAGES)
+    for _ in range(steps):
+        gradient = jax.grad(lambda x: jnp.sum(cross_entropy(model(x), labels)))(by_hand)
+        by_hand = jnp.clip(by_hand + 0.01 * jnp.sign(gradient), IMAGES - ball.radius, IMAGES + ball.radius)
+
+    def attacked(x):
+        return attacks.pgd(model, x, labels, ball, steps=steps, step_size=0.01, random_start=False, stop_early=False)
+
+    for found in (attacked(IMAGES), jax.jit(attacked)(IMAGES)):
+        np.testing.assert_allclose(found, by_hand, atol=1e-6)
 
 
 @pytest.mark.slow
