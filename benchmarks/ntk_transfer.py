@@ -35,8 +35,7 @@ import ntkit
 from ntkit import attacks, regression
 from ntkit.attacks import Adversary, Linf, Preprocessed
 from ntkit.data import Standardize, one_hot
-from ntkit.networks import simple_cnn
-from ntkit.networks.transfer import random_noise, transfer, transfer_rows
+from ntkit.networks import random_noise, simple_cnn, transfer, transfer_rows
 from ntkit.runs import atomic_write
 from ntkit.runs.environment import device, versions
 

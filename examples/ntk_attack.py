@@ -15,7 +15,7 @@ import numpy as np
 
 import ntkit
 from ntkit import attacks, plot
-from ntkit.networks.transfer import random_noise, transfer, transfer_rows
+from ntkit.networks import random_noise, transfer, transfer_rows
 from ntkit.regression import accuracy
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,15 +44,13 @@ for step in steps:
     clean, robust = accuracy(model, x, labels), accuracy(model, crafted, labels)
     print(f"infinitely wide, after {step} steps: {clean:.1%} clean, {robust:.1%} on the examples crafted on it")
 
-architectures = {
-    f"fc1, width {width}": ntkit.fc(1).flax(10, width) for width in ((16,) if options.smoke else (64, 1024))
-}
-architectures["conv1, width 64"] = ntkit.conv(1).flax(10, 8 if options.smoke else 64)
+networks = [(ntkit.fc(1), width) for width in ((16,) if options.smoke else (64, 1024))]
+networks += [(ntkit.conv(1), 8 if options.smoke else 64)]  # whose kernel is another one
 rows = []
-for name, module in architectures.items():
+for architecture, width in networks:
     found = [
         transfer(
-            module,
+            architecture.flax(num_outputs=10, width=width),
             images,
             targets,
             x,
@@ -68,7 +66,7 @@ for name, module in architectures.items():
         )
         for seed in range(seeds)
     ]
-    rows += transfer_rows(name, found)
+    rows += transfer_rows(f"{architecture.name}, width {width}", found)
 
 kinds = list(rows[0]["accuracy"])
 print(f"\n{'accuracy in %':16s} steps   " + "   ".join(f"{kind:>13s}" for kind in kinds))
