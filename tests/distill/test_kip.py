@@ -404,7 +404,7 @@ def bad(array, index, value):
     [
         (
             {"adversary": Adversary("fgsm", Linf(0.1))},
-            r"images: got values from -.* expected pixels within the adversary's bounds \(0, 1\); give the kernel's",
+            r"images: got values from -.* expected pixels within the adversary's bounds \(0, 1\); give the model's",
         ),
         ({"preprocessing": "zca"}, "preprocessing: got 'zca', expected one of ntkit.data"),
         ({"images": IMAGES[:, 0]}, r"images: got shape \(60,\), expected"),
