@@ -69,6 +69,7 @@ def test_bad_arguments() -> None:
         networks.simple_cnn(2).init(jax.random.key(0), jnp.zeros((1, 4)))
 
 
+@pytest.mark.slow
 def test_a_model_like_any_other() -> None:
     digits = ntkit.data.load("digits")
     x, labels = digits.train.images[:200], digits.train.labels[:200]

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 import ntkit
 from ntkit import _neural_tangents as nt
@@ -31,6 +32,7 @@ def test_a_centred_network_s_expansion() -> None:
     np.testing.assert_allclose(networks.linearize(network)(TEST), network(TEST), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_its_training_is_gradient_descent_on_a_constant_kernel() -> None:
     steps, rate = 40, 0.05
     linear = networks.Linearized(MODULE)

@@ -135,6 +135,7 @@ def test_wide_sgd_is_the_flow() -> None:
     assert error < 0.05 < float(jnp.linalg.norm(half - expected) / jnp.linalg.norm(expected))
 
 
+@pytest.mark.slow
 def test_cross_entropy() -> None:
     module = ntkit.fc(1).flax(2, 64)
     network = networks.train(module, X, Y, key=KEY, steps=200, learning_rate=0.03, loss="cross_entropy")
@@ -251,6 +252,7 @@ def test_the_adversary_gets_pixels_and_the_network_what_is_made_of_them() -> Non
     )
 
 
+@pytest.mark.slow
 def test_adversarial_training_makes_robust() -> None:
     digits = ntkit.data.load("digits")
     x, labels = digits.train.images[:400], digits.train.labels[:400]
