@@ -43,12 +43,7 @@ class Module(Protocol):
         """Give the outputs (n, outputs) for images."""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["variables", "initial"],
-    meta_fields=["module"],
-    drop_fields=["losses", "history"],
-)
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
     """A network with its parameters: a model, and a JAX pytree. [`train`][] makes it.
@@ -71,6 +66,17 @@ class TrainedNetwork:
     def __call__(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m outputs"]:
         """Predict the outputs (m, outputs) for a batch of inputs."""
         return _apply(self.module, self.variables, self.initial, jnp.asarray(x))
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], Module]:
+        """Take apart what JAX sees of it."""
+        key = jax.tree_util.GetAttrKey
+        return ((key("variables"), self.variables), (key("initial"), self.initial)), self.module
+
+    @classmethod
+    def tree_unflatten(cls, module: Module, children: tuple[Any, Any]) -> TrainedNetwork:
+        """Put it together again, without its past."""
+        variables, initial = children
+        return cls(variables, module, initial)
 
 
 def train(
