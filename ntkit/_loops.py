@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,9 +10,7 @@ import jax.core
 import numpy as np
 from jax import lax
 
-# Calls of compiled functions, by the names of their primitives in the versions of JAX that are supported.
-CALLS = ("jit", "pjit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
-CONVOLUTION = "conv_general_dilated"
+from ntkit._jaxprs import COMPILED, CONVOLUTION, CUSTOM, called, is_value, primitives, primitives_of, run_alone
 
 
 def slow_in_loops(function: Callable[..., Any], *arguments: Any) -> bool:
@@ -23,7 +21,7 @@ def slow_in_loops(function: Callable[..., Any], *arguments: Any) -> bool:
     """
     if jax.default_backend() != "cpu":
         return False
-    return CONVOLUTION in _primitives(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return CONVOLUTION in primitives(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def fast_in_loops(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +37,7 @@ def fast_in_loops(function: Callable[..., Any]) -> Callable[..., Any]:
         if jax.default_backend() != "cpu":
             return function(*arguments)
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        evaluate = _evaluate if CONVOLUTION in _primitives(closed.jaxpr) else jax.core.eval_jaxpr
+        evaluate = _evaluate if CONVOLUTION in primitives(closed.jaxpr) else jax.core.eval_jaxpr
         outputs = evaluate(closed.jaxpr, closed.consts, *jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
@@ -51,27 +49,18 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], *arguments: Any) -> list[Any
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
     def read(name: Any) -> Any:
-        return name.val if _is_value(name) else values[name]
+        return name.val if is_value(name) else values[name]
 
     for equation in jaxpr.eqns:
         kind, inputs = equation.primitive.name, [read(name) for name in equation.invars]
         if kind == CONVOLUTION:
             outputs = [_convolve(equation, *inputs)]
-        elif kind in CALLS and CONVOLUTION in _primitives_of(equation):
-            [inner] = [value for key, value in equation.params.items() if key in ("jaxpr", "call_jaxpr", "fun_jaxpr")]
-            outputs = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), *inputs)
+        elif kind in (*COMPILED, *CUSTOM) and CONVOLUTION in primitives_of(equation):
+            outputs = _evaluate(*called(equation), *inputs)
         else:
-            outputs = _alone(jaxpr, equation, inputs)
+            outputs = run_alone(jaxpr, equation, inputs)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(name) for name in jaxpr.outvars]
-
-
-def _alone(jaxpr: Any, equation: Any, inputs: Sequence[Any]) -> list[Any]:
-    """Run one equation of a jaxpr as it is."""
-    given = {name: value for name, value in zip(equation.invars, inputs, strict=True) if not _is_value(name)}
-    parts = {"invars": list(given), "outvars": equation.outvars, "eqns": [equation], "effects": equation.effects}
-    alone = jaxpr.replace(constvars=(), **parts)
-    return list(jax.core.eval_jaxpr(alone, (), *given.values()))
 
 
 def _convolve(equation: Any, images: Any, weights: Any) -> Any:
@@ -86,24 +75,3 @@ def _convolve(equation: Any, images: Any, weights: Any) -> Any:
     result = equation.primitive.bind(images, weights, **equation.params | {"dimension_numbers": layout})
     back = np.argsort((of_result[0], *of_result[2:], of_result[1]))
     return lax.transpose(result, tuple(int(i) for i in back))
-
-
-def _primitives(jaxpr: Any) -> Iterator[str]:
-    """Give the name of every primitive, those of functions that are called too."""
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        yield from _primitives_of(equation)
-
-
-def _primitives_of(equation: Any) -> Iterator[str]:
-    for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-        if _is_jaxpr(inner):
-            yield from _primitives(getattr(inner, "jaxpr", inner))
-
-
-def _is_value(name: object) -> bool:
-    return hasattr(name, "val")
-
-
-def _is_jaxpr(value: object) -> bool:
-    return hasattr(value, "eqns")

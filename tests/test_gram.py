@@ -425,6 +425,7 @@ assert fork(None) == 0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_random_moments_and_resumed(tmp_path, monkeypatch) -> None:
     store, log = tmp_path / "store", tmp_path / "log"

@@ -45,6 +45,7 @@ def python(code: str, **environment: str) -> str:
 # The door.
 
 
+@pytest.mark.slow
 def test_nothing_else_in_the_process_notices() -> None:
     python(
         """
@@ -70,6 +71,7 @@ def test_nothing_else_in_the_process_notices() -> None:
     )
 
 
+@pytest.mark.slow
 def test_works_where_tensorflow_is_not_installed() -> None:
     python(
         """
@@ -91,6 +93,7 @@ def test_works_where_tensorflow_is_not_installed() -> None:
     )
 
 
+@pytest.mark.slow
 def test_import_is_fast() -> None:
     code = """
         import time
@@ -102,6 +105,7 @@ def test_import_is_fast() -> None:
     assert any(float(python(code)) < 1.0 for _ in range(5))
 
 
+@pytest.mark.slow
 def test_import_repairs_after_a_failed_import() -> None:
     python(
         """
@@ -121,6 +125,7 @@ def test_import_repairs_after_a_failed_import() -> None:
     )
 
 
+@pytest.mark.slow
 def test_says_when_somebody_else_imported_it_first() -> None:
     python(
         """
@@ -200,6 +205,7 @@ def fully_connected(depth: int = 2, width: int = 64, outputs: int = 1):
     return nt.stax.serial(*hidden, nt.stax.Dense(outputs, W_std=1.3, b_std=0.2))
 
 
+@pytest.mark.slow
 def test_relu_kernel_in_closed_form() -> None:
     x1, x2 = (random.normal(key, (n, 7)) for n, key in zip((5, 4), random.split(KEY), strict=True))
     kernel = fully_connected()[2](x1, x2, ("nngp", "ntk"))
@@ -208,6 +214,7 @@ def test_relu_kernel_in_closed_form() -> None:
     np.testing.assert_allclose(kernel.ntk, ntk, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_monte_carlo_kernel_approaches_the_closed_form() -> None:
     x = random.normal(KEY, (4, 7))
     init_fn, apply_fn, kernel_fn = fully_connected(depth=1, width=256)
@@ -218,6 +225,7 @@ def test_monte_carlo_kernel_approaches_the_closed_form() -> None:
         assert jnp.linalg.norm(getattr(sampled, name) - expected) < 0.2 * jnp.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_batch_on_one_device() -> None:
     x1, x2 = random.normal(KEY, (6, 7)), random.normal(random.key(1), (4, 7))
     kernel_fn = fully_connected()[2]
@@ -258,6 +266,7 @@ def regression_problem():
     return kernel[:4, :4], kernel[4:, :4], random.normal(random.key(1), (4, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [None, 0.7])
 def test_gradient_descent_mse(time: float | None) -> None:
     k_dd, k_td, y = (np.asarray(a, np.float64) for a in regression_problem())
@@ -280,6 +289,7 @@ def test_gradient_descent_mse(time: float | None) -> None:
     np.testing.assert_allclose(predict(time, 0.0, 0.0, k_td)[1], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_descent_integrates_the_flow() -> None:
     k_dd, k_td, y = regression_problem()
     closed = nt.predict.gradient_descent_mse(k_dd, y)(0.7, 0.0, 0.0, k_td)
@@ -396,6 +406,7 @@ def problem(name: str):
     return x1, x2, apply_fn, params, contracted_jacobians(apply_fn, x1, x2, params, trace=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_empirical_ntk(name: str, implementation: str) -> None:
@@ -405,8 +416,9 @@ def test_empirical_ntk(name: str, implementation: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * jnp.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "AUTO"])
-@pytest.mark.parametrize("name", ["fc", pytest.param("cnn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["fc", "cnn"])
 def test_empirical_ntk_traced_and_vmapped(name: str, implementation: str) -> None:
     x1, x2, apply_fn, params, expected = problem(name)
     expected = jnp.trace(expected, axis1=2, axis2=3) / expected.shape[-1]
@@ -424,6 +436,7 @@ def test_empirical_ntk_vector_product() -> None:
     np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_structured_derivatives_cannot_do_names_what_can() -> None:
     x = random.normal(KEY, (3, 4, 4, 3))
 

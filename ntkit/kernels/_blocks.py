@@ -31,23 +31,23 @@ def each(f: Callable[[Batch], Result], batch: Batch, size: int) -> Result:
     n = _length(batch)
     if n <= size:
         return f(batch)
-    values = lax.map(jax.checkpoint(f), _divided(batch, balanced(n, size)))
+    values = lax.map(jax.checkpoint(f), divided(batch, balanced(n, size)))
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], values)
 
 
 def rectangle(f: Callable[[Batch, Batch], Array], first: Batch, second: Batch, sizes: tuple[int, int]) -> Array:
     """Compute `f` for every element of one batch with every element of another.
 
-    **Arguments:** `f`: gives (b1, b2) for batches of b1 and b2. `first`, `second`: pytrees of arrays (n1, …) and
+    **Arguments:** `f`: gives (b1, b2, …) for batches of b1 and b2. `first`, `second`: pytrees of arrays (n1, …) and
     (n2, …). `sizes`: the largest b1 and b2.
 
-    **Returns:** (n1, n2).
+    **Returns:** (n1, n2, …).
     """
     n1, n2 = _length(first), _length(second)
     if n1 <= sizes[0] and n2 <= sizes[1]:
         return f(first, second)
     blocks1, blocks2 = (
-        _divided(batch, balanced(n, b)) for batch, n, b in zip((first, second), (n1, n2), sizes, strict=True)
+        divided(batch, balanced(n, b)) for batch, n, b in zip((first, second), (n1, n2), sizes, strict=True)
     )
     rows = lax.map(lambda one: lax.map(lambda two: jax.checkpoint(f)(one, two), blocks2), blocks1)
     return _together(rows)[:n1, :n2]
@@ -105,18 +105,18 @@ def _length(batch: Batch) -> int:
     return int(jax.tree.leaves(batch)[0].shape[0])
 
 
-def _divided(batch: Batch, size: int) -> Batch:
-    """Divide arrays (n, …) into (count, size, …), filled up with zeros."""
+def divided(batch: Batch, size: int) -> Batch:
+    """Divide arrays (n, …) into (count, size, …), filled up with their first elements, where all is finite."""
     n = _length(batch)
     count = -(-n // size)
 
     def divide(a: Array) -> Array:
-        filled = jnp.pad(a, [(0, count * size - n)] + [(0, 0)] * (a.ndim - 1))
+        filled = jnp.concatenate([a, a[: count * size - n]])
         return filled.reshape(count, size, *a.shape[1:])
 
     return jax.tree.map(divide, batch)
 
 
 def _together(blocks: Array) -> Array:
-    rows, columns, b1, b2 = blocks.shape
-    return blocks.transpose(0, 2, 1, 3).reshape(rows * b1, columns * b2)
+    rows, columns, b1, b2, *rest = blocks.shape
+    return jnp.moveaxis(blocks, 2, 1).reshape(rows * b1, columns * b2, *rest)

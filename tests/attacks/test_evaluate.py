@@ -44,6 +44,7 @@ def test_numbers_are_those_of_the_attacks_themselves() -> None:
     assert 0 < found.worst < found.clean
 
 
+@pytest.mark.slow
 def test_masked_gradients_are_reported() -> None:
     _, x, labels = digits()
     ball = Linf(0.1)
@@ -59,6 +60,7 @@ def test_masked_gradients_are_reported() -> None:
     assert "square, which sees no gradient, fools the model at" in found.signs[1]
 
 
+@pytest.mark.slow
 def test_one_step_better_than_many_is_reported() -> None:
     network, x, labels = digits()
     # Many steps that go nowhere.
@@ -67,6 +69,7 @@ def test_one_step_better_than_many_is_reported() -> None:
         attacks.evaluate(network, x, labels, both)
 
 
+@pytest.mark.slow
 def test_an_honest_model_gets_no_warning() -> None:
     network, x, labels = digits()
     with warnings.catch_warnings():

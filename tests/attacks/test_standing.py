@@ -39,7 +39,10 @@ def test_every_image_takes_its_steps(n, parts, halve) -> None:
     assert sizes == (parts if halve else [n])
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd", "apgd-t", "fab", "square"])
+SLOW = ("apgd", "apgd-t", "fab", "square")
+
+
+@pytest.mark.parametrize("name", ["pgd", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_attacks_find_the_same_without_those_that_are_done(name) -> None:
     # Batches of 16 are too small to leave any out; every image has its own key, whatever its batch.
     x = np.concatenate([IMAGES, 1 - IMAGES])

@@ -86,6 +86,7 @@ def test_networks_fall_for_what_was_crafted_on_the_kernel(finished):
     assert narrow["kernel"] - narrow["white_box"] > 0.1
 
 
+@pytest.mark.slow
 def test_two_classes_and_a_time_of_the_flow(tmp_path, capsys):
     options = ("--classes", "8", "3", "--time", "5", "--attack", "fgsm", "--norm", "l2", "--preprocess", "none")
     small = ("--train-limit", "80", "--test-limit", "30", "--widths", "8", "--network-steps", "5")
@@ -121,6 +122,7 @@ def test_architectures_of_all_kinds(tmp_path):
     assert found == ["fc2, width 2", "convnet3, width 2", "simple_cnn"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert command(*TINY, "--network-steps", "2", "--seed", seed, "--out", tmp_path / name) == 0

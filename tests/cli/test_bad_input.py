@@ -123,6 +123,7 @@ def test_bad_input_is_one_line_and_exit_status_2(command, folder, monkeypatch, c
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["distill", "--learning-rate", "1e30", "--target-batch", "50", "--out", str(tmp_path / "run")])
@@ -132,6 +133,7 @@ def test_a_run_that_diverges(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_process_exits_with_2(tmp_path):
     script = os.path.join(os.path.dirname(sys.executable), "ntkit")
     command = [script] if os.path.exists(script) else [sys.executable, "-c", "from ntkit.cli import main; main()"]

@@ -102,6 +102,7 @@ def test_evaluate_a_run_a_file_and_a_file_of_other_code(finished, tmp_path, caps
     assert "over 2 seeds" in row
 
 
+@pytest.mark.slow
 def test_a_learned_kernel_is_kept_with_the_set(tmp_path, capsys):
     assert ntkit("distill", *SMALL, "--learn-kernel", "--learning-rate", "0.05", "--out", tmp_path / "run") == 0
     accuracy = json.loads((tmp_path / "run" / "results.json").read_text())[1]["accuracy"]

@@ -34,6 +34,7 @@ def assert_is_a_dataset(data: Dataset, image_shape: tuple[int, ...]) -> None:
         assert set(np.unique(split.labels)) == set(range(data.num_classes))
 
 
+@pytest.mark.slow
 def test_importing_needs_no_data_library_and_loading_no_tensorflow(tmp_path: Path) -> None:
     write_tfds(tmp_path, {"train": examples(3), "test": examples(2)})
     code = (

@@ -38,6 +38,7 @@ def test_it_is_more_robust_than_kip_on_digits() -> None:
     assert found[True].worst > found[False].worst + 0.2
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tmp_path) -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.uniform(0.2, 0.8, (30, 6)).astype("f"), np.arange(30) % 3

@@ -327,6 +327,7 @@ def test_the_adversary_attacks_the_current_predictor_and_is_not_differentiated()
     )
 
 
+@pytest.mark.slow
 def test_the_adversary_works_on_pixels_under_a_preprocessing():
     pixels = ((IMAGES - IMAGES.min()) / np.ptp(IMAGES)).astype(np.float32)
     preprocessing = Standardize.fit(pixels)

@@ -84,6 +84,7 @@ def test_one_step_of_the_whole_radius_reaches_the_surface():
     np.testing.assert_allclose(np.abs(change), 0.25, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_networks_trained_on_the_poison_fail_where_noise_does_not_matter():
     digits = ntkit.data.load("digits")
     images, labels = digits.train.images[:500], digits.train.labels[:500]

@@ -95,7 +95,7 @@ def stax_myrtle(stax):
     [
         (ntkit.convnet(1, activation="gelu", W_std=1.3, b_std=0.2), stax_conv),
         (ntkit.fc(1, activation="erf", W_std=1.3, b_std=0.2, parameterization="standard", width=7), stax_standard),
-        (ntkit.myrtle(5), stax_myrtle),
+        pytest.param(ntkit.myrtle(5), stax_myrtle, marks=pytest.mark.slow),
     ],
     ids=["convnet", "standard", "myrtle5"],
 )

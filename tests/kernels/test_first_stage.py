@@ -28,7 +28,7 @@ def images(seed: int, n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "convnet" else []) for name in KERNELS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "oblong, standard" else []) for name in KERNELS]
 )
 def test_agrees_with_the_engine_without_it(name: str) -> None:
     make, architecture = KERNELS[name]
@@ -40,6 +40,7 @@ def test_agrees_with_the_engine_without_it(name: str) -> None:
     close(*(kernel(x, y) for kernel in kernels))
 
 
+@pytest.mark.slow
 def test_gradient() -> None:
     make, architecture = KERNELS["nngp"]
 

@@ -37,9 +37,9 @@ ARCHITECTURES = {
 }
 KERNELS = {"ntk": ntkit.ntk, "nngp": ntkit.nngp}
 # The tangent kernel contains the other one; compiling both for all architectures takes a minute.
-SLOW = ("convnet", "valid")
+SLOW = ("convnet", "valid", "conv, standard", "leaky_relu", "erf", "standard, no bias")
 CASES = [
-    ("relu", "nngp"),
+    pytest.param("relu", "nngp", marks=pytest.mark.slow),
     *(pytest.param(name, "ntk", marks=[pytest.mark.slow] if name in SLOW else []) for name in ARCHITECTURES),
 ]
 
@@ -82,6 +82,7 @@ def test_agrees_with_neural_tangents(architecture: str, kernel: str, x64: None) 
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * float(np.abs(b).max() + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["relu", "erf", "convnet"])
 def test_agrees_with_neural_tangents_in_float32(architecture: str) -> None:
     fused, reference = (ntkit.ntk(ARCHITECTURES[architecture], engine) for engine in ("fused", "neural_tangents"))
@@ -97,7 +98,9 @@ def test_agrees_with_neural_tangents_in_float32(architecture: str) -> None:
     close(gradient, expected_gradient, 1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["relu", "abs, no bias", "erf", "convnet"])
+@pytest.mark.parametrize(
+    "architecture", ["relu", "abs, no bias", "erf", pytest.param("convnet", marks=pytest.mark.slow)]
+)
 def test_values_and_gradients_are_finite_at_duplicates_and_zero(architecture: str) -> None:
     kernel = ntkit.ntk(ARCHITECTURES[architecture])
     x = jnp.asarray(inputs(np.float32)).at[7].set(0.0)
@@ -152,6 +155,7 @@ def test_blocks_of_pairs_do_not_show(x64: None) -> None:
     np.testing.assert_array_equal(found[1], found[1].T)
 
 
+@pytest.mark.slow
 def test_forward_mode_through_blocks(x64: None) -> None:
     kernel = ntkit.ntk(ntkit.fc(1), block_pairs=4)
     rng = np.random.default_rng(0)
@@ -164,6 +168,7 @@ def test_forward_mode_through_blocks(x64: None) -> None:
     np.testing.assert_allclose(slope, jnp.sum(jax.grad(total)(x) * direction), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_block() -> None:
     kernel = ntkit.ntk(ntkit.convnet(1), block_pairs=4)
 

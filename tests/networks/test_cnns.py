@@ -29,7 +29,7 @@ def test_parameters(build, parameters: int) -> None:
     assert count(build(10), (32, 32, 3)) == parameters
     narrow = build(10, width=8)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    outputs = narrow.apply(narrow.init(jax.random.key(0), x), x)
+    outputs = jax.jit(lambda x: narrow.init_with_output(jax.random.key(0), x)[0])(x)
     assert outputs.shape == (2, 10)
     assert np.isfinite(outputs).all()
 

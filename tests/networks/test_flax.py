@@ -68,7 +68,7 @@ def empirical_ntks(module, x, keys):
 
 
 @pytest.mark.parametrize("parameterization", ["ntk", "standard"])
-@pytest.mark.parametrize("name", ["fc", "convnet"])
+@pytest.mark.parametrize("name", ["fc", pytest.param("convnet", marks=pytest.mark.slow)])
 def test_the_empirical_ntk_converges_to_the_closed_form(name: str, parameterization: str) -> None:
     depth, widths, samples = {"fc": (2, (64, 320), 40), "convnet": (1, (32, 512), 40)}[name]
     factory = functools.partial(getattr(ntkit, name), depth, b_std=0.5, parameterization=parameterization)

@@ -16,6 +16,7 @@ KEY = jax.random.key(0)
 MODULE = ntkit.fc(1, activation="erf").flax(2, 16)
 
 
+@pytest.mark.slow
 def test_the_expansion_is_that_of_neural_tangents() -> None:
     network = networks.train(MODULE, X, Y, key=KEY, steps=5)
     linear = networks.linearize(network)

@@ -52,6 +52,7 @@ def test_centred_starts_from_zero() -> None:
     assert len(jax.tree.leaves(network)) == 2 * len(jax.tree.leaves(network.variables))
 
 
+@pytest.mark.slow
 def test_a_wide_centred_network_is_kernel_regression() -> None:
     architecture = ntkit.fc(1, b_std=0.5)
     expected = regression.fit(ntkit.ntk(architecture), X, Y)(TEST)
@@ -122,6 +123,7 @@ def test_sgd_is_gradient_descent() -> None:
     np.testing.assert_allclose(network(X), scale * X @ weights + offset * bias, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_wide_sgd_is_the_flow() -> None:
     architecture, rate, steps = ntkit.fc(1, b_std=0.5), 0.02, 100
     network = networks.train(

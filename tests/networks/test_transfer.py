@@ -43,6 +43,7 @@ def descended(x: np.ndarray, y: np.ndarray, rate: float, steps: int) -> np.ndarr
     return weights * np.concatenate([np.full(d, np.sqrt(2 / d)), [0.1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ball", [attacks.Linf(0.03), attacks.L2(0.08)])
 def test_linear_networks_fall_for_what_is_crafted_on_their_kernel(ball: attacks.Ball) -> None:
     # A linear network is its tangent kernel's machine at any width, and the strongest attack on it is known.

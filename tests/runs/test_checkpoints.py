@@ -101,6 +101,7 @@ def test_restored_arrays_stay_movable(run):
     assert committed == [False, True]
 
 
+@pytest.mark.slow
 def test_arrays_over_several_devices(tmp_path):
     code = f"""
 import jax, numpy as np

@@ -219,6 +219,7 @@ def test_one_process_writes_at_a_time(tmp_path):
     assert second.restore(0) is None
 
 
+@pytest.mark.slow
 def test_importing_is_cheap_and_plotting_leaves_pyplot_alone():
     code = (
         "import sys, ntkit.runs, ntkit.plot, numpy as np;"

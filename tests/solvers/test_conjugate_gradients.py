@@ -61,6 +61,7 @@ def test_equals_cholesky(source, x64: None) -> None:
     assert (report.steps[:3] > 0).all()
 
 
+@pytest.mark.slow
 def test_equals_cholesky_in_float32() -> None:
     kernel = ntkit.ntk(ntkit.fc(1))
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)

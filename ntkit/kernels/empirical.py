@@ -1,0 +1,328 @@
+"""The tangent kernel of a finite network, at the parameters that it has, as a kernel to work with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
+
+from ntkit._loops import fast_in_loops
+from ntkit._pytrees import ByValue
+from ntkit.kernels._blocks import balanced, divided, each, rectangle, triangle
+from ntkit.kernels._inputs import check_inputs, check_pair
+from ntkit.kernels._tangents import Factors, Tangents, tangents
+from ntkit.kernels.base import Kernel
+
+# What the derivatives that are held at once may take, and what is computed of them for a block of pairs.
+HELD_BYTES = 2**28
+PAIRS_BYTES = 2**26
+# Multiplications of a matrix product that take as long as reading, multiplying and adding one element.
+ELEMENTWISE = 32
+
+
+def empirical_ntk(apply_fn: Callable[[Any, Array], Array], params: Any, *, output: int | None = None) -> EmpiricalNTK:
+    """Make a kernel of a finite network: the inner products of its derivatives by the parameters.
+
+    Θ(x, x')[c, c'] = ∂f_c(x)/∂θ · ∂f_c'(x')/∂θ (Jacot et al. 2018, arXiv:1806.07572, eq. 4). As a kernel it is the mean
+    over outputs of Θ[c, c], which converges to the closed form [`ntkit.ntk`][] as the network gets wide; or Θ[c, c] of
+    one output. `kernel.full` gives all of Θ. The network is applied to each input alone.
+
+    The kernel is exact. Derivatives by the weights of dense and convolutional layers stay in factors and are contracted
+    in the cheapest order for each layer (as the structured derivatives of Novak et al. 2022, arXiv:2206.08720, section
+    3.3, do); derivatives by all other parameters are formed. Memory is bounded.
+
+    **Arguments:**
+
+    - `apply_fn`: `apply_fn(params, x) -> (n, outputs)`, for example `module.apply` of a flax module.
+    - `params`: its parameters, a pytree of arrays. Of flax's variables, a mapping with `"params"` in it, these alone
+      are differentiated by. They are leaves of the kernel: `jit` compiles once for all values.
+    - `output`: the one output whose kernel it is; default: the mean over all.
+
+    **Returns:** an [`EmpiricalNTK`][], a [`Kernel`][] to fit, distil, attack and decompose like any other.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if not callable(apply_fn):
+        raise ValueError(f"apply_fn: got {type(apply_fn).__name__}, expected a function of parameters and inputs")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(split(params)[0]):
+        if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"params: got {leaf!r} at {jax.tree_util.keystr(path)}, expected arrays of floats")
+    if not jax.tree.leaves(split(params)[0]):
+        raise ValueError("params: got no arrays, expected at least one")
+    if output is not None and (isinstance(output, bool) or not isinstance(output, int | np.integer) or output < 0):
+        raise ValueError(f"output: got {output!r}, expected the number of an output, or None for the mean of all")
+    return EmpiricalNTK(params, ByValue(apply_fn), None if output is None else int(output))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EmpiricalNTK(Kernel):
+    """The tangent kernel of a finite network; [`empirical_ntk`][] makes it.
+
+    **Fields:** `params`: as given. `network`: the function of parameters and inputs. `output`: the one whose kernel it
+    is, or `None`: the mean over all.
+    """
+
+    params: Any
+    network: ByValue = dataclasses.field(metadata={"static": True})
+    output: int | None = dataclasses.field(metadata={"static": True})
+
+    @property
+    def engine(self) -> str:
+        """Always `"empirical"`."""
+        return "empirical"
+
+    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        # Blocks are made where the kernel is computed, which bounds what they need whatever the number of pairs.
+        return 2 * itemsize
+
+    def full(
+        self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."] | None = None
+    ) -> Float[Array, "n1 n2 outputs outputs"]:
+        """Give Θ for all pairs of inputs and of outputs: (n1, n2, outputs, outputs), whatever `output` is."""
+        return _full(self, *check_pair(x1, x2))
+
+    def product(
+        self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."], v: Float[ArrayLike, "n2 columns"]
+    ) -> Float[Array, "n1 columns"]:
+        """Give K(x1, x2) v without K: by Jacobian-vector products, one pass over the network for each column of v.
+
+        The mean over outputs takes as many passes for each column as there are outputs.
+        """
+        x1, x2 = check_pair(x1, x2)
+        return _product(self, x1, x2, _check_columns(v, (len(x2), None)))
+
+    def full_product(
+        self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."], v: Float[ArrayLike, "n2 outputs"]
+    ) -> Float[Array, "n1 outputs"]:
+        """Give Σ over inputs and outputs of Θ(x1, x2)[c, c'] v[x2, c'], without Θ, in one pass over the network.
+
+        That is how gradient descent changes all outputs at x1 if v is the gradient of the loss by those at x2.
+        """
+        x1, x2 = check_pair(x1, x2)
+        return _full_product(self, x1, x2, _check_columns(v, (len(x2), self.outputs(x2))))
+
+    def outputs(self, x: Float[ArrayLike, "n ..."]) -> int:
+        """Give the number of outputs that the network has."""
+        x = check_inputs("x", x)
+        shape = jax.eval_shape(self.network.function, self.params, x[:1]).shape
+        if len(shape) != 2 or shape[0] != 1:
+            raise ValueError(f"apply_fn: got outputs of shape {shape} for one input, expected (1, outputs)")
+        if self.output is not None and self.output >= shape[1]:
+            raise ValueError(f"output: got {self.output}, expected less than the network's {shape[1]} outputs")
+        return int(shape[1])
+
+    def gram(self, x1: Array, x2: Array | None) -> Array:
+        return _gram(self, x1, x2, each_pair=False) / len(self._cotangents(x1))
+
+    def gram_diagonal(self, x: Array) -> Array:
+        cotangents = self._cotangents(x)
+
+        def own(x: Array) -> Array:
+            held = fast_in_loops(self._tangents)(x, cotangents)
+            total = sum((jnp.sum(formed**2, (1, 2)) for formed in held.formed), jnp.zeros(len(x), x.dtype))
+            for entered, left in held.factors:
+                inner = jnp.einsum("nsi,nti->nst", entered, entered, precision="highest")
+                outer = jnp.einsum("nkso,nkto->nst", left, left, precision="highest")
+                total += jnp.sum(inner * outer, (1, 2))
+            return total / len(cotangents)
+
+        return each(own, x, self._sizes(x, cotangents, each_pair=False).at_once)
+
+    def _tangents(self, x: Array, cotangents: Array) -> Tangents:
+        trained, whole = split(self.params)
+        return tangents(lambda params, x: self.network.function(whole(params), x), trained, x, cotangents)
+
+    def _cotangents(self, x: Array) -> Array:
+        """Give the outputs of which the kernel is made, as rows of the identity."""
+        every = jnp.eye(self.outputs(x), dtype=x.dtype)
+        return every if self.output is None else every[self.output, None]
+
+    def _sizes(self, x: Array, cotangents: Array, each_pair: bool) -> _Sizes:
+        return _sizes(jax.eval_shape(self._tangents, x[:1], cotangents), each_pair)
+
+
+class _Sizes(NamedTuple):
+    """How many inputs are differentiated at once, and how many are held; pairs that are contracted at once."""
+
+    at_once: int
+    held: int
+    pairs: int
+
+
+def _sizes(one: Tangents, each_pair: bool) -> _Sizes:
+    """Plan by the derivatives of one input."""
+    held = jax.eval_shape(functools.partial(_reduced, each_pair=each_pair), one)
+    needed, kept = (4 * sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (one, held))
+    per_pair = 4
+    for entered, left in held.factors:
+        (_, places, _), (_, outputs, _, out) = entered.shape, left.shape
+        if places > 1:
+            per_pair = max(per_pair, 4 * places * (outputs * out + places if each_pair else 2 * places))
+        elif each_pair:
+            per_pair = max(per_pair, 8 * outputs**2)
+    # Beside what is kept of it, an input needs its derivatives twice: as they are made, and as they are rearranged.
+    return _Sizes(
+        at_once=max(1, HELD_BYTES // (4 * max(1, needed))),
+        held=max(1, HELD_BYTES // (2 * max(1, kept))),
+        pairs=max(1, PAIRS_BYTES // per_pair),
+    )
+
+
+def _gram(kernel: EmpiricalNTK, x1: Array, x2: Array | None, each_pair: bool) -> Array:
+    """Give the sum over outputs (n1, n2), or for each pair of outputs (n1, n2, outputs, outputs)."""
+    cotangents = jnp.eye(kernel.outputs(x1), dtype=x1.dtype) if each_pair else kernel._cotangents(x1)
+    sizes = kernel._sizes(x1, cotangents, each_pair)
+
+    def held(x: Array) -> Tangents:
+        def some(x: Array) -> Tangents:
+            return _reduced(kernel._tangents(x, cotangents), each_pair)
+
+        return each(some if len(x) <= sizes.at_once else fast_in_loops(some), x, sizes.at_once)
+
+    def pairs(first: Tangents, second: Tangents, n1: int, n2: int) -> Array:
+        rows = min(n1, max(math.isqrt(sizes.pairs), sizes.pairs // n2))
+        columns = min(n2, max(1, sizes.pairs // rows))
+        return rectangle(functools.partial(_contracted, each_pair=each_pair), first, second, (rows, columns))
+
+    def block(x1: Array, x2: Array) -> Array:
+        return pairs(held(x1), held(x2), len(x1), len(x2))
+
+    if x2 is None and len(x1) <= sizes.held:
+        own = held(x1)
+        return pairs(own, own, len(x1), len(x1))
+    if x2 is None and not each_pair:
+        return triangle(block, x1, kernel.gram_diagonal(x1) * len(cotangents), sizes.held)
+    x2 = x1 if x2 is None else x2
+    return rectangle(block, x1, x2, (sizes.held, sizes.held))
+
+
+def _reduced(made: Tangents, each_pair: bool) -> Tangents:
+    """Form the derivatives by those weights for which that makes a pair of inputs cheaper."""
+    factors, formed = [], list(made.formed)
+    for entered, left in made.factors:
+        (n, places, into), (_, outputs, _, out) = entered.shape, left.shape
+        if _is_cheaper_formed(places, into, outputs, out, each_pair):
+            product = jnp.einsum("nsi,nkso->nkio", entered, left, precision="highest")
+            formed.append(product.reshape(n, outputs, into * out))
+        else:
+            factors.append(Factors(entered, left))
+    return Tangents(tuple(factors), tuple(formed))
+
+
+def _is_cheaper_formed(places: int, into: int, outputs: int, out: int, each_pair: bool) -> bool:
+    """Compare multiplications for one pair of inputs; what is no matrix product counts for more."""
+    if each_pair:
+        in_factors = places**2 * (into + outputs * out + ELEMENTWISE) + places * outputs**2 * out
+        return outputs**2 * into * out < in_factors
+    return outputs * into * out < places**2 * (into + outputs * out + ELEMENTWISE)
+
+
+def _contracted(first: Tangents, second: Tangents, each_pair: bool) -> Array:
+    """Give the inner products of derivatives: (n1, n2), summed over outputs, or (n1, n2, outputs, outputs)."""
+    product = functools.partial(jnp.einsum, precision="highest")
+    total = jnp.zeros(())
+    for one, two in zip(first.formed, second.formed, strict=True):
+        total += product("ncp,mdp->nmcd" if each_pair else "ncp,mcp->nm", one, two)
+    for one, two in zip(first.factors, second.factors, strict=True):
+        if one.entered.shape[1] == 1:
+            inner = product("ni,mi->nm", one.entered[:, 0], two.entered[:, 0])
+            left = one.left[:, :, 0], two.left[:, :, 0]
+            if each_pair:
+                total += inner[:, :, None, None] * product("nco,mdo->nmcd", *left)
+            else:
+                total += inner * product("nco,mco->nm", *left)
+            continue
+        inner = product("nsi,mti->nmst", one.entered, two.entered)
+        if each_pair:
+            total += product("ncso,nmsdo->nmcd", one.left, product("nmst,mdto->nmsdo", inner, two.left))
+        else:
+            total += jnp.sum(inner * product("ncso,mcto->nmst", one.left, two.left), (2, 3))
+    return total
+
+
+@jax.jit
+def _full(kernel: EmpiricalNTK, x1: Array, x2: Array | None) -> Array:
+    return _gram(kernel, x1, x2, each_pair=True)
+
+
+@jax.jit
+def _product(kernel: EmpiricalNTK, x1: Array, x2: Array, v: Array) -> Array:
+    cotangents = kernel._cotangents(x1)
+
+    def of_output(cotangent: Array) -> Array:
+        pushed = _pushed(kernel, x1, _pulled(kernel, x2, v[:, :, None] * cotangent))
+        return jnp.einsum("nco,o->nc", pushed, cotangent, precision="highest")
+
+    return jnp.mean(lax.map(of_output, cotangents), 0)
+
+
+@jax.jit
+def _full_product(kernel: EmpiricalNTK, x1: Array, x2: Array, v: Array) -> Array:
+    return _pushed(kernel, x1, _pulled(kernel, x2, v[:, None]))[:, 0]
+
+
+def _pulled(kernel: EmpiricalNTK, x: Array, v: Float[Array, "n columns outputs"]) -> Any:
+    """Give Σ over inputs of (∂f/∂θ)ᵀ v for each column: a pytree like the parameters, with an axis in front."""
+    trained, whole = split(kernel.params)
+
+    def add(total: Any, part: tuple[Array, Array, Array]) -> tuple[Any, None]:
+        x, v, counts = part
+        pull = jax.vjp(lambda params: _alone(kernel, whole(params), x), trained)[1]
+        [found] = jax.vmap(pull, 1)(v * counts[:, None, None])
+        return jax.tree.map(jnp.add, total, found), None
+
+    zero = jax.tree.map(lambda leaf: jnp.zeros((v.shape[1], *leaf.shape), leaf.dtype), trained)
+    size = balanced(len(x), _at_once(kernel, x, v.shape[1]))
+    parts = divided((x, v, jnp.ones(len(x), v.dtype)), size)
+    # What fills up the last part counts for nothing.
+    parts = (*parts[:2], (jnp.arange(parts[2].size) < len(x)).astype(v.dtype).reshape(parts[2].shape))
+    return lax.scan(fast_in_loops(add), zero, parts)[0]
+
+
+def _pushed(kernel: EmpiricalNTK, x: Array, directions: Any) -> Float[Array, "n columns outputs"]:
+    """Give ∂f/∂θ times each of some directions."""
+    trained, whole = split(kernel.params)
+
+    def some(x: Array) -> Array:
+        def along(direction: Any) -> Array:
+            return jax.jvp(lambda params: _alone(kernel, whole(params), x), (trained,), (direction,))[1]
+
+        return jax.vmap(along, out_axes=1)(directions)
+
+    return each(fast_in_loops(some), x, _at_once(kernel, x, len(jax.tree.leaves(directions)[0])))
+
+
+def _alone(kernel: EmpiricalNTK, params: Any, x: Array) -> Array:
+    """Apply the network to each input alone."""
+    return jax.vmap(lambda one: kernel.network.function(params, one[None])[0])(x)
+
+
+def _at_once(kernel: EmpiricalNTK, x: Array, columns: int) -> int:
+    """How many inputs a Jacobian-vector product takes at once."""
+    one = jax.eval_shape(kernel._tangents, x[:1], jnp.eye(1, kernel.outputs(x), dtype=x.dtype))
+    needed = 4 * sum(leaf.size for leaf in jax.tree.leaves(one.factors))
+    return max(1, HELD_BYTES // (4 * max(1, needed) * columns))
+
+
+def split(params: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Give the parameters that are trained, and a function that puts them among the others."""
+    if isinstance(params, Mapping) and "params" in params:
+        return params["params"], lambda trained: {**params, "params": trained}
+    return params, lambda trained: trained
+
+
+def _check_columns(v: ArrayLike, shape: tuple[int, int | None]) -> Array:
+    v = jnp.asarray(v)
+    if v.ndim != 2 or v.shape[0] != shape[0] or (shape[1] is not None and v.shape[1] != shape[1]):
+        columns = "columns" if shape[1] is None else shape[1]
+        raise ValueError(f"v: got shape {v.shape}, expected ({shape[0]}, {columns})")
+    return v
