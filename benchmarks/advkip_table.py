@@ -38,9 +38,9 @@ ROWS: dict[str, dict[str, Any]] = {
         "steps": 300,
         "learning-rate": 0.02,
         "target-batch": 400,
-        "network-width": 16,
+        "network-width": 8,
         "network-steps": 300,
-        "attacked-images": 360,
+        "attacked-images": 200,
     },
     "mnist_t10k": {
         "dataset": "mnist_t10k",

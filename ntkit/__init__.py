@@ -4,10 +4,10 @@
 """
 
 from ntkit import _neural_tangents as _neural_tangents
-from ntkit import attacks, data, distill, networks, regression, runs
+from ntkit import attacks, data, distill, features, networks, regression, runs
 from ntkit.architectures import Architecture, conv, convnet, fc, myrtle
 from ntkit.gram import gram
-from ntkit.kernels import Kernel, from_stax, nngp, ntk
+from ntkit.kernels import Kernel, empirical_ntk, from_stax, nngp, ntk
 
 __all__ = [
     "Architecture",
@@ -17,7 +17,9 @@ __all__ = [
     "convnet",
     "data",
     "distill",
+    "empirical_ntk",
     "fc",
+    "features",
     "from_stax",
     "gram",
     "myrtle",

@@ -20,20 +20,16 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._checks import is_scale
 from ntkit.gram import gram as gram_in_blocks
-from ntkit.gram.devices import check_mesh
 from ntkit.kernels import Kernel
 from ntkit.kernels._inputs import check_inputs, traced
 from ntkit.solvers import (
     CG,
     Cholesky,
     ConvergenceWarning,
-    InMemory,
-    OnDisk,
-    Operator,
-    Recomputed,
     Report,
     Solver,
     cross_product,
+    operator_of,
     solve,
 )
 
@@ -136,7 +132,7 @@ def fit(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
     finite.
     """
-    x, y = _check_training_set(x, y)
+    x, y = check_training_set(x, y)
     if not traced(ridge) and not is_scale(ridge):
         raise ValueError(f"ridge: got {ridge!r}, expected a finite scalar of at least 0")
     solver = Cholesky() if solver is None else solver
@@ -148,7 +144,7 @@ def fit(
         raise ValueError(
             "mesh: got one for Cholesky, which runs on one device, expected it for solver=CG() or for ntkit.gram"
         )
-    solution = solver(_operator(kernel, x, gram, mesh, block_size), y, ridge, progress=progress)
+    solution = solver(operator_of(kernel, x, gram, mesh, block_size), y, ridge, progress=progress)
     if not traced(solution.weights):
         _check_finite("fit", solution.weights)
     if not traced(solution.ridge, ridge):
@@ -178,7 +174,7 @@ def flow(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
     finite.
     """
-    x, y = _check_training_set(x, y)
+    x, y = check_training_set(x, y)
     if not traced(time) and not is_scale(time) and not (np.ndim(time) == 0 and time == jnp.inf):
         raise ValueError(f"time: got {time!r}, expected a scalar of at least 0, or infinity")
     if not traced(learning_rate) and not is_scale(learning_rate):
@@ -326,33 +322,8 @@ def _spectrum(gram: Array) -> tuple[_Spectrum, Array]:
     return _Spectrum(jnp.where(eigenvalues > rounding, eigenvalues, 0.0), rounding), vectors
 
 
-def _operator(
-    kernel: Kernel, x: Array, gram: Array | np.ndarray | None, mesh: Mesh | None, block_size: int | None
-) -> Operator:
-    if not isinstance(kernel, Kernel):
-        raise ValueError(
-            f"kernel: got {type(kernel).__name__}, expected an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1))"
-        )
-    if mesh is not None:
-        check_mesh(mesh)
-    if block_size is not None and (
-        isinstance(block_size, bool) or not isinstance(block_size, int | np.integer) or block_size < 1
-    ):
-        raise ValueError(f"block_size: got {block_size!r}, expected an integer of at least 1")
-    if gram is None:
-        return Recomputed(kernel, x, mesh, block_size)
-    if not isinstance(gram, jax.Array | np.ndarray):
-        raise ValueError(f"gram: got {type(gram).__name__}, expected an array or a memory map")
-    if gram.shape != (len(x), len(x)) or not jnp.issubdtype(gram.dtype, jnp.floating):
-        raise ValueError(
-            f"gram: got {gram.dtype} of shape {gram.shape}, expected floats of shape ({len(x)}, {len(x)}), K of x"
-        )
-    if isinstance(gram, np.memmap):
-        return OnDisk(gram, mesh, block_size)
-    return InMemory(gram, mesh)
-
-
-def _check_training_set(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+def check_training_set(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+    """Give inputs and targets as arrays, or raise `ValueError` that names what is wrong with them."""
     x, y = check_inputs("x", x), jnp.asarray(y)
     if y.ndim != 2 or y.shape[0] != x.shape[0] or y.shape[1] == 0:
         raise ValueError(f"y: got shape {y.shape}, expected ({x.shape[0]}, outputs), one row of targets per input")

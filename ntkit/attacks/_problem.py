@@ -90,26 +90,28 @@ def problem(
     model: Any,
     x: ArrayLike,
     labels: ArrayLike,
-    ball: Ball,
-    bounds: Bounds,
+    ball: Ball | None,
+    bounds: Bounds | None,
     *,
     gradient: bool = True,
     batch_size: int = BATCH_SIZE,
 ) -> Problem:
     """Check what every attack is given.
 
-    **Arguments:** `gradient`: whether the attack needs the model's.
+    **Arguments:** `ball`, `bounds`: `None` where nothing is attacked. `gradient`: whether the attack needs the model's.
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the model's outputs for the images are not
     finite.
     """
-    check_ball(ball, bounds)
+    if bounds is not None:
+        check_ball(ball, bounds)
     check_images("x", x)
     check_positive_integers(batch_size=batch_size)
     if not callable(model):
         raise ValueError(f"model: got {type(model).__name__}, expected a callable from images to outputs")
     x = jnp.asarray(x)
-    check_inside(x, bounds)
+    if bounds is not None:
+        check_inside(x, bounds)
     model, outputs = _model(model, x)
     classes = _classes(labels, len(x), outputs)
     if gradient and (error := _gradient_error(model, x)) is not None:

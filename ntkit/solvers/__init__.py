@@ -2,7 +2,7 @@
 
 from ntkit.solvers.cholesky import Cholesky, solve
 from ntkit.solvers.conjugate_gradients import CG
-from ntkit.solvers.operators import InMemory, OnDisk, Operator, Recomputed
+from ntkit.solvers.operators import InMemory, OnDisk, Operator, Recomputed, operator_of
 from ntkit.solvers.preconditioner import Preconditioner, randomly_pivoted_cholesky
 from ntkit.solvers.products import cross_product
 from ntkit.solvers.solution import ConvergenceWarning, Report, Solution, Solver
@@ -20,6 +20,7 @@ __all__ = [
     "Solution",
     "Solver",
     "cross_product",
+    "operator_of",
     "randomly_pivoted_cholesky",
     "solve",
 ]

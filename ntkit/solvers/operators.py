@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ntkit.gram import gram as gram_in_blocks
-from ntkit.gram.devices import on_each
+from ntkit.gram.devices import check_mesh, on_each
 from ntkit.kernels import Kernel
 from ntkit.solvers import products
 from ntkit.solvers.placement import ROWS, WHOLE, flat_mesh, gathered, replicated, rows_apart
@@ -202,6 +202,36 @@ class Recomputed(Operator):
             replicated(self.mesh, self._diagonal[filled]),
             rows_apart(self.mesh, tiles, 0, len(tiles), np.int32),
         )
+
+
+def operator_of(
+    kernel: Kernel, x: Array, gram: Array | np.ndarray | None, mesh: Mesh | None, block_size: int | None
+) -> Operator:
+    """Give K(x) as an operator: a given Gram matrix, in memory or on disk, or one that is computed again each time.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if not isinstance(kernel, Kernel):
+        raise ValueError(
+            f"kernel: got {type(kernel).__name__}, expected an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1))"
+        )
+    if mesh is not None:
+        check_mesh(mesh)
+    if block_size is not None and (
+        isinstance(block_size, bool) or not isinstance(block_size, int | np.integer) or block_size < 1
+    ):
+        raise ValueError(f"block_size: got {block_size!r}, expected an integer of at least 1")
+    if gram is None:
+        return Recomputed(kernel, x, mesh, block_size)
+    if not isinstance(gram, jax.Array | np.ndarray):
+        raise ValueError(f"gram: got {type(gram).__name__}, expected an array or a memory map")
+    if gram.shape != (len(x), len(x)) or not jnp.issubdtype(gram.dtype, jnp.floating):
+        raise ValueError(
+            f"gram: got {gram.dtype} of shape {gram.shape}, expected floats of shape ({len(x)}, {len(x)}), K of x"
+        )
+    if isinstance(gram, np.memmap):
+        return OnDisk(gram, mesh, block_size)
+    return InMemory(gram, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,0 +1,36 @@
+"""What a kernel sees: the features of its eigenvectors, how useful and how robust they are, and its spectrum."""
+
+from ntkit.features.dimension import intrinsic_dimension
+from ntkit.features.eigen import EigenFeatures, RankWarning, eigenfeatures
+from ntkit.features.measures import Measure, robustness, usefulness
+from ntkit.features.spectra import (
+    alignment,
+    concentration,
+    condition_number,
+    effective_rank,
+    label_shares,
+    predicted_residuals,
+    residuals,
+    similarity,
+)
+from ntkit.features.sweep import Sweep, sweep
+
+__all__ = [
+    "EigenFeatures",
+    "Measure",
+    "RankWarning",
+    "Sweep",
+    "alignment",
+    "concentration",
+    "condition_number",
+    "effective_rank",
+    "eigenfeatures",
+    "intrinsic_dimension",
+    "label_shares",
+    "predicted_residuals",
+    "residuals",
+    "robustness",
+    "similarity",
+    "sweep",
+    "usefulness",
+]

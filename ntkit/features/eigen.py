@@ -1,0 +1,160 @@
+"""A kernel's features: the models along the eigenvectors of its Gram matrix, whose sum is the whole predictor."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float
+
+from ntkit.kernels import Kernel
+from ntkit.regression import Predictor, check_training_set
+from ntkit.solvers import Operator, operator_of
+
+
+class RankWarning(UserWarning):
+    """The Gram matrix is singular in this precision, and its last features are not there."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class EigenFeatures:
+    """The eigendecomposition of a Gram matrix, K = Σ λ_i v_i v_iᵀ, as models; [`eigenfeatures`][] makes it.
+
+    Feature i is the model x ↦ K(x, X) λ_i⁻¹ v_i v_iᵀ y. `features[i]` is one, `features[i:j]` the sum of some, and
+    `features[[0, 3]]` too: each a [`ntkit.regression.Predictor`][]. Those of one `EigenFeatures` have equal shapes, so
+    that what is compiled for one of them, an attack for example, serves for all.
+
+    **Fields:**
+
+    - `kernel`, `support`: K and the n inputs X.
+    - `eigenvalues`: λ (k,), the largest first.
+    - `vectors`: (n, k), orthonormal columns. Their signs are such that the largest entry is positive.
+    - `coefficients`: vᵀ y, (k, outputs).
+    """
+
+    kernel: Kernel
+    support: Float[Array, "n ..."]
+    eigenvalues: Float[Array, " k"]
+    vectors: Float[Array, "n k"]
+    coefficients: Float[Array, "k outputs"]
+
+    def __len__(self) -> int:
+        """Give the number of features."""
+        return len(self.eigenvalues)
+
+    def __getitem__(self, which: int | slice | ArrayLike) -> Predictor:
+        """Give the sum of one feature or several as a model.
+
+        **Raises:** `IndexError` if there are not as many.
+        """
+        chosen = np.arange(len(self))[which]  # NumPy's rules, and its errors
+        chosen = np.atleast_1d(chosen)
+        weights = _weights(self.vectors[:, chosen], self.eigenvalues[chosen], self.coefficients[chosen])
+        return Predictor(self.kernel, self.support, weights, jnp.zeros((), weights.dtype))
+
+    def __iter__(self) -> Iterator[Predictor]:
+        return (self[i] for i in range(len(self)))
+
+
+def eigenfeatures(
+    kernel: Kernel,
+    x: Float[ArrayLike, "n ..."],
+    y: Float[ArrayLike, "n outputs"],
+    *,
+    top: int | None = None,
+    gram: Float[Array | np.ndarray, "n n"] | None = None,
+    mesh: Mesh | None = None,
+    block_size: int | None = None,
+) -> EigenFeatures:
+    """Decompose kernel regression into features, by the eigenvectors of its Gram matrix.
+
+    Tsilivis & Kempe 2022 (arXiv:2210.05577), section 4: the predictor K(·, X) K⁻¹ y of the infinitely wide network is
+    the sum of its features, and gradient descent learns those of large eigenvalues first.
+
+    **Arguments:**
+
+    - `kernel`, `x`, `y`: as in [`ntkit.regression.fit`][].
+    - `top`: how many features, of the largest eigenvalues. `None`: all, by a full decomposition in the precision of K.
+      Fewer are found by SciPy's `eigsh` (Lanczos with restarts), which only multiplies with K, so that it need not fit
+      in memory.
+    - `gram`: K, if you have it: an array, or a memory map, as `ntkit.gram(…, store=…)` gives.
+    - `mesh`, `block_size`: for `top`, of products with a K that is computed again in each, or is read from a disk; as
+      in [`ntkit.regression.fit`][].
+
+    **Returns:** [`EigenFeatures`][].
+
+    **Warns:** [`RankWarning`][] if eigenvalues are so small beside the largest, up to n times the rounding of one
+    number, that their eigenvectors are noise. These features are left out.
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix is not finite.
+    """
+    x, y = check_training_set(x, y)
+    n = len(x)
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int | np.integer) or not 1 <= top <= n):
+        raise ValueError(f"top: got {top!r}, expected an integer from 1 to {n}, the number of inputs, or None")
+    operator = operator_of(kernel, x, gram, mesh, block_size)
+    # Lanczos needs some room; without it the full decomposition is the faster one, too.
+    if top is None or 2 * top >= n:
+        eigenvalues, vectors = eigh(operator.dense())
+    else:
+        eigenvalues, vectors = _lanczos(operator, int(top))
+    if not np.isfinite(eigenvalues).all():
+        raise FloatingPointError(
+            "eigenfeatures: not finite; look for NaN or infinite values in the inputs and the kernel"
+        )
+    eigenvalues, vectors = eigenvalues[:top], vectors[:, :top]
+    rank = int(np.sum(np.asarray(eigenvalues) > rounding_of(np.asarray(eigenvalues), n, operator.dtype)))
+    if rank < len(eigenvalues):
+        warnings.warn(
+            f"kernel: of {len(eigenvalues)} eigenvalues {len(eigenvalues) - rank} are zero but for rounding, and their "
+            "features are left out (near-duplicates make them; x64 would tell more of them apart)",
+            RankWarning,
+            stacklevel=2,
+        )
+    eigenvalues, vectors = eigenvalues[:rank], vectors[:, :rank]
+    coefficients = jnp.matmul(vectors.T, y.astype(vectors.dtype), precision="highest")
+    return EigenFeatures(kernel, x, eigenvalues, vectors, coefficients)
+
+
+@jax.jit
+def eigh(gram: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Give eigenvalues, the largest first, and eigenvectors, each with its largest entry positive."""
+    eigenvalues, vectors = jnp.linalg.eigh(gram)
+    return eigenvalues[::-1], _with_signs(vectors[:, ::-1])
+
+
+def rounding_of(eigenvalues: np.ndarray, n: int, dtype: np.dtype) -> float:
+    """Give the size up to which eigenvalues of an (n, n) matrix are noise."""
+    return float(n * jnp.finfo(dtype).eps * np.abs(eigenvalues).max())
+
+
+def _lanczos(operator: Operator, top: int) -> tuple[Array, Array]:
+    import scipy.sparse.linalg
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return np.asarray(operator.matvec(jnp.asarray(v.reshape(operator.size, -1), operator.dtype)))
+
+    matrix = scipy.sparse.linalg.LinearOperator(
+        (operator.size, operator.size), matvec=product, matmat=product, dtype=operator.dtype
+    )
+    # A start of our own, so that the same arguments give the same bits.
+    start = np.random.default_rng(0).standard_normal(operator.size).astype(operator.dtype)
+    eigenvalues, vectors = scipy.sparse.linalg.eigsh(matrix, top, which="LA", v0=start)
+    return jnp.asarray(eigenvalues[::-1]), _with_signs(jnp.asarray(vectors[:, ::-1]))
+
+
+def _with_signs(vectors: Array) -> Array:
+    largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=0)[None], axis=0)
+    return vectors * jnp.where(largest < 0, -1, 1)
+
+
+@jax.jit
+def _weights(vectors: Array, eigenvalues: Array, coefficients: Array) -> Array:
+    return functools.partial(jnp.matmul, precision="highest")(vectors, coefficients / eigenvalues[:, None])

@@ -1,0 +1,95 @@
+"""How useful a feature is, and how robust: what it says of the labels, and what is left of that under attack."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from ntkit.attacks import Adversary
+from ntkit.attacks._problem import BATCH_SIZE, Model, batches, outputs_of, problem
+from ntkit.attacks.losses import fooled
+
+
+class Measure(NamedTuple):
+    """What a model says of the labels.
+
+    **Fields:** `accuracy`: the share of images that it classifies as labelled. `correlation`: of its outputs with the
+    labels, in [−1, 1]: the mean of ⟨f(x), y⟩ over the root mean squares of ‖f(x)‖ and ‖y‖, where y are centred one-hot
+    labels, or −1 and +1 for one output.
+    """
+
+    accuracy: float
+    correlation: float
+
+
+def usefulness(
+    model: Model, x: Float[ArrayLike, "n ..."], labels: Int[ArrayLike, " n"], *, batch_size: int = BATCH_SIZE
+) -> Measure:
+    """Measure how useful a feature, or any model, is.
+
+    A feature φ is ρ-useful if P(sign φ(x) = y) = ρ, or argmax for several classes (Tsilivis & Kempe 2022,
+    arXiv:2210.05577, eq. 3 and appendix A); the correlation is that of Ilyas et al. 2019 (arXiv:1905.02175, section 2),
+    made independent of the feature's scale.
+
+    **Arguments:** `model`, `x`, `labels`, `batch_size`: as in [`ntkit.attacks.pgd`][], but that nothing is asked of the
+    pixels' range.
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the outputs are not finite.
+    """
+    found = problem(model, x, labels, None, None, gradient=False, batch_size=batch_size)
+    outputs = _outputs(found.model, found.x, batch_size)
+    return _measure(outputs, outputs, found.classes, ~np.asarray(fooled(outputs, found.classes)))
+
+
+def robustness(
+    model: Model,
+    x: Float[ArrayLike, "n ..."],
+    labels: Int[ArrayLike, " n"],
+    adversary: Adversary,
+    *,
+    key: Array | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Measure:
+    """Measure how robust a feature, or any model, is: its usefulness under an attack.
+
+    A feature is γ-robust if P(sign φ(x + δ) = y for all δ in the ball) = γ (Tsilivis & Kempe 2022, eq. 4). What is
+    measured is an upper bound of that, as good as the attack. An image about which the model is wrong as it is counts
+    as wrong; the correlation is that at the attacked images, in units of the feature's root mean square on clean ones,
+    so that it may be below −1.
+
+    **Arguments:** `adversary`: an [`ntkit.attacks.Adversary`][]; with `stop_early=False` and a loss it goes on to lower
+    the correlation. `key`: of its draws (default: `jax.random.key(0)`). Others: as in [`ntkit.attacks.pgd`][].
+
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
+    """
+    if not isinstance(adversary, Adversary):
+        raise ValueError(f"adversary: got {adversary!r}, expected an ntkit.attacks.Adversary")
+    key = jax.random.key(0) if key is None else key
+    found = problem(model, x, labels, adversary.ball, adversary.bounds, gradient=False, batch_size=batch_size)
+    attacked = adversary(model, found.x, labels, key, batch_size=batch_size)
+    clean, outputs = (_outputs(found.model, images, batch_size) for images in (found.x, attacked))
+    right = ~np.asarray(fooled(clean, found.classes)) & ~np.asarray(fooled(outputs, found.classes))
+    return _measure(outputs, clean, found.classes, right)
+
+
+def targets_of(classes: Int[Array, " n"], outputs: int) -> Float[Array, "n outputs"]:
+    """Give centred one-hot labels of classes; −1 and +1 of classes 0 and 1 for one output."""
+    if outputs == 1:
+        return 2.0 * classes[:, None] - 1
+    return jax.nn.one_hot(classes, outputs) - 1 / outputs
+
+
+def _measure(outputs: Array, clean: Array, classes: Array, right: np.ndarray) -> Measure:
+    targets = np.asarray(targets_of(classes, outputs.shape[1]), np.float64)
+    values, scale = np.asarray(outputs, np.float64), np.sqrt(np.sum(np.asarray(clean, np.float64) ** 2))
+    size = scale * np.sqrt(np.sum(targets**2))
+    return Measure(float(np.mean(right)), float(np.sum(values * targets) / size) if size > 0 else 0.0)
+
+
+def _outputs(model: Any, x: Array, batch_size: int) -> Array:
+    parts = [outputs_of(model, x[rows])[: len(x) - start] for start, rows in batches(len(x), batch_size)]
+    return jnp.concatenate(parts)
