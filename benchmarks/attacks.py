@@ -189,7 +189,8 @@ def main() -> None:
     if options.out is not None:
         settings = {"steps": STEPS, "support": support, "repeats": repeats, "data_dir": options.data_dir is not None}
         text = json.dumps({"rows": rows, **settings, "device": device(), "versions": versions()}, indent=2)
-        atomic_write(options.out, text + "\n")
+        with atomic_write(options.out, "w") as file:
+            file.write(text + "\n")
 
 
 if __name__ == "__main__":
