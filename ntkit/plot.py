@@ -1,4 +1,4 @@
-"""Pictures: a grid of images with their labels, the history of a run, and a table of transfer."""
+"""Pictures: images with their labels, the history of a run, a table of transfer, and features of a kernel."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +12,8 @@ from ntkit.runs.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ntkit.features import Sweep
 
 _INK = "#1d2129"
 _SOFT = "#667085"
@@ -240,6 +242,121 @@ def transfer(
         frameon=False,
         labelcolor=_INK,
     )
+    return figure
+
+
+def features(swept: "Sweep", *, title: str | None = None) -> "Figure":
+    """Draw how useful and how robust each feature of a kernel is: along the spectrum, and against each other.
+
+    **Arguments:** `swept`: as `ntkit.features.sweep` gives it. `title`: a heading.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(9.6, 3.6), dpi=_DPI, facecolor="white", layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    along, across = figure.subplots(1, 2)
+    place = np.arange(1, len(swept.eigenvalues) + 1)
+    for values, colour, name in (
+        (swept.accuracy, _OWN, "useful: accuracy"),
+        (swept.robust_accuracy, _OTHER, "robust: accuracy under attack"),
+    ):
+        along.scatter(place, values, s=7, color=colour, alpha=0.6, linewidths=0, label=name)
+    along.set_xscale("log")
+    along.set_xlabel("feature, by its eigenvalue", fontsize=9, color=_SOFT)
+    along.legend(fontsize=8.5, frameon=False, labelcolor=_INK)
+    shown = across.scatter(
+        swept.accuracy, swept.robust_accuracy, s=9, c=np.log10(place), cmap="viridis", linewidths=0, alpha=0.8
+    )
+    bar = figure.colorbar(shown, ax=across)
+    bar.set_label("log₁₀ of the feature's number", fontsize=9, color=_SOFT)
+    bar.ax.tick_params(labelsize=8.5, colors=_SOFT, length=0)
+    bar.outline.set_visible(False)
+    across.set_xlabel("usefulness", fontsize=9, color=_SOFT)
+    across.set_ylabel("robustness", fontsize=9, color=_SOFT)
+    across.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+    for axes in (along, across):
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+        _style(axes)
+    return figure
+
+
+def dynamics(found: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> "Figure":
+    """Draw how kernels move in several trainings, such as standard and adversarial: distances, rotation and spectra.
+
+    Above, the distance matrix of each training, all on one scale, and the way of each kernel in polar coordinates:
+    whole, and its top and bottom parts. Below, over the steps, the kernels' velocity, the share of the largest
+    eigenvalues in Σ λ², and the effective rank. The figures of Tsilivis & Kempe 2022 (arXiv:2210.05577, section 5).
+
+    **Arguments:** `found`: by the name of each training, what `ntkit.networks.Dynamics.summary` gives. `title`: a
+    heading.
+
+    **Raises:**
+
+    - `ValueError`: there is no training.
+    """
+    from matplotlib.figure import Figure
+
+    if not found:
+        raise ValueError("found: expected at least one training, got none")
+    columns = max(3, len(found) + 1)
+    figure = Figure(figsize=(3.5 * columns, 6.8), dpi=_DPI, facecolor="white", layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    grid = figure.add_gridspec(2, columns)
+    highest = max(float(np.max(metrics["distances"])) for metrics in found.values()) or 1.0
+    for number, (name, metrics) in enumerate(found.items()):
+        axes = figure.add_subplot(grid[0, number])
+        shown = axes.imshow(metrics["distances"], cmap="viridis", vmin=0, vmax=highest)
+        ticks = [f"{step:,}" for step in metrics["steps"]]
+        axes.set_xticks(range(len(ticks)), ticks, rotation=90)
+        axes.set_yticks(range(len(ticks)), ticks)
+        axes.set_title(f"distance of kernels, {name}", fontsize=10, loc="left")
+        _style(axes)
+        axes.grid(visible=False)
+        if number == len(found) - 1:
+            bar = figure.colorbar(shown, ax=axes)
+            bar.ax.tick_params(labelsize=8.5, colors=_SOFT, length=0)
+            bar.outline.set_visible(False)
+    polar = figure.add_subplot(grid[0, len(found)], projection="polar")
+    below = [figure.add_subplot(grid[1, column]) for column in range(3)]
+    velocity, concentration, rank = below
+    dashes = ("-", "--", ":", "-.")
+    widest = 0.0
+    for number, (name, metrics) in enumerate(found.items()):
+        colour, steps = _LINES[number % len(_LINES)], metrics["steps"]
+        for dash, (part, way) in zip(dashes, metrics["rotation"].items(), strict=False):
+            label = f"{name}, {part}"
+            polar.plot(way["angle"], way["radius"], dash, color=colour, linewidth=1.6, marker="o", ms=3, label=label)
+            widest = max(widest, *way["angle"])
+        line: dict[str, Any] = {"color": colour, "linewidth": 1.6, "marker": "o", "markersize": 3}
+        velocity.plot(steps[1:], metrics["velocity"], label=name, **line)
+        for dash, (count, shares) in zip(dashes, metrics["concentration"].items(), strict=False):
+            concentration.plot(steps, shares, linestyle=dash, label=f"{name}, top {count}", **line)
+        rank.plot(steps, metrics["effective_rank"], label=name, **line)
+    polar.set_thetamin(0)
+    # Whole tens of degrees, so that a small rotation fills the sector, too.
+    polar.set_thetamax(min(180, 10 * (1 + int(np.degrees(widest) // 10))))
+    polar.set_title("rotation: angle and length of the way", fontsize=10, loc="left")
+    polar.grid(color=_FAINT, linewidth=0.7)
+    polar.tick_params(labelsize=8.5, colors=_SOFT)
+    polar.spines["polar"].set_color(_FAINT)
+    velocities = [value for metrics in found.values() for value in metrics["velocity"]]
+    if velocities and min(velocities) > 0:
+        velocity.set_yscale("log")
+    for axes, name in (
+        (velocity, "velocity: distance per step"),
+        (concentration, "share of Σ λ²"),
+        (rank, "effective rank"),
+    ):
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=0)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_xlabel("training steps", fontsize=9, color=_SOFT)
+        _style(axes)
+    for axes in (polar, velocity, concentration, rank):
+        axes.legend(fontsize=7.5, frameon=False, labelcolor=_INK)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from ntkit.features.dimension import intrinsic_dimension
 from ntkit.features.eigen import EigenFeatures, RankWarning, eigenfeatures
+from ntkit.features.images import gradient_images
 from ntkit.features.measures import Measure, robustness, usefulness
 from ntkit.features.spectra import (
     alignment,
@@ -25,6 +26,7 @@ __all__ = [
     "condition_number",
     "effective_rank",
     "eigenfeatures",
+    "gradient_images",
     "intrinsic_dimension",
     "label_shares",
     "predicted_residuals",

@@ -54,8 +54,8 @@ class EigenFeatures:
 
         **Raises:** `IndexError` if there are not as many.
         """
-        chosen = np.arange(len(self))[which]  # NumPy's rules, and its errors
-        chosen = np.atleast_1d(chosen)
+        # NumPy's rules, and its errors.
+        chosen = np.atleast_1d(np.arange(len(self))[which if isinstance(which, slice) else np.asarray(which)])
         weights = _weights(self.vectors[:, chosen], self.eigenvalues[chosen], self.coefficients[chosen])
         return Predictor(self.kernel, self.support, weights, jnp.zeros((), weights.dtype))
 

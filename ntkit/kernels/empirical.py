@@ -97,8 +97,8 @@ class EmpiricalNTK(Kernel):
 
         The mean over outputs takes as many passes for each column as there are outputs.
         """
-        x1, x2 = check_pair(x1, x2)
-        return _product(self, x1, x2, _check_columns(v, (len(x2), None)))
+        first, second = check_inputs("x1", x1), check_inputs("x2", x2)
+        return _product(self, first, second, _check_columns(v, (len(second), None)))
 
     def full_product(
         self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."], v: Float[ArrayLike, "n2 outputs"]
@@ -107,8 +107,8 @@ class EmpiricalNTK(Kernel):
 
         That is how gradient descent changes all outputs at x1 if v is the gradient of the loss by those at x2.
         """
-        x1, x2 = check_pair(x1, x2)
-        return _full_product(self, x1, x2, _check_columns(v, (len(x2), self.outputs(x2))))
+        first, second = check_inputs("x1", x1), check_inputs("x2", x2)
+        return _full_product(self, first, second, _check_columns(v, (len(second), self.outputs(second))))
 
     def outputs(self, x: Float[ArrayLike, "n ..."]) -> int:
         """Give the number of outputs that the network has."""
@@ -232,20 +232,19 @@ def _contracted(first: Tangents, second: Tangents, each_pair: bool) -> Array:
     total = jnp.zeros(())
     for one, two in zip(first.formed, second.formed, strict=True):
         total += product("ncp,mdp->nmcd" if each_pair else "ncp,mcp->nm", one, two)
-    for one, two in zip(first.factors, second.factors, strict=True):
-        if one.entered.shape[1] == 1:
-            inner = product("ni,mi->nm", one.entered[:, 0], two.entered[:, 0])
-            left = one.left[:, :, 0], two.left[:, :, 0]
+    for (entered1, left1), (entered2, left2) in zip(first.factors, second.factors, strict=True):
+        if entered1.shape[1] == 1:
+            inner = product("ni,mi->nm", entered1[:, 0], entered2[:, 0])
             if each_pair:
-                total += inner[:, :, None, None] * product("nco,mdo->nmcd", *left)
+                total += inner[:, :, None, None] * product("nco,mdo->nmcd", left1[:, :, 0], left2[:, :, 0])
             else:
-                total += inner * product("nco,mco->nm", *left)
+                total += inner * product("nco,mco->nm", left1[:, :, 0], left2[:, :, 0])
             continue
-        inner = product("nsi,mti->nmst", one.entered, two.entered)
+        inner = product("nsi,mti->nmst", entered1, entered2)
         if each_pair:
-            total += product("ncso,nmsdo->nmcd", one.left, product("nmst,mdto->nmsdo", inner, two.left))
+            total += product("ncso,nmsdo->nmcd", left1, product("nmst,mdto->nmsdo", inner, left2))
         else:
-            total += jnp.sum(inner * product("ncso,mcto->nmst", one.left, two.left), (2, 3))
+            total += jnp.sum(inner * product("ncso,mcto->nmst", left1, left2), (2, 3))
     return total
 
 

@@ -1,0 +1,57 @@
+"""A kernel of pixels: of images that are preprocessed before the kernel sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax
+from jaxtyping import Array
+
+from ntkit.kernels.base import Kernel
+
+
+class Transform(Protocol):
+    """A preprocessing of `ntkit.data`: a JAX pytree that keeps the shape of images."""
+
+    def transform(self, images: Array, /) -> Array:
+        """Give the images as the kernel shall see them."""
+
+
+def of_pixels(kernel: Kernel, preprocessing: Transform) -> Kernel:
+    """Make the kernel K(Px, Px') of pixels x, where P is a preprocessing.
+
+    What is fitted with it is a model of pixels, so that balls around images, and gradient images, are in their units.
+
+    **Arguments:** `kernel`: of preprocessed images. `preprocessing`: of `ntkit.data`, such as `Standardize`, fitted.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if not isinstance(kernel, Kernel):
+        raise ValueError(f"kernel: got {type(kernel).__name__}, expected an ntkit.Kernel")
+    if not callable(getattr(preprocessing, "transform", None)):
+        raise ValueError(f"preprocessing: got {preprocessing!r}, expected one of ntkit.data, such as Standardize")
+    return PixelKernel(kernel, preprocessing)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PixelKernel(Kernel):
+    """A kernel behind a preprocessing; [`of_pixels`][] makes it."""
+
+    kernel: Kernel
+    preprocessing: Transform
+
+    @property
+    def engine(self) -> str:
+        return self.kernel.engine
+
+    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        return self.kernel.pair_bytes(shape, itemsize)
+
+    def gram(self, x1: Array, x2: Array | None) -> Array:
+        other = None if x2 is None else self.preprocessing.transform(x2)
+        return self.kernel.gram(self.preprocessing.transform(x1), other)
+
+    def gram_diagonal(self, x: Array) -> Array:
+        return self.kernel.gram_diagonal(self.preprocessing.transform(x))

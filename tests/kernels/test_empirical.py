@@ -1,0 +1,238 @@
+"""The tangent kernel of finite networks, against neural-tangents, finite differences, and the closed form."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntkit
+from ntkit import _neural_tangents as nt
+from ntkit.kernels import empirical
+
+OUTPUTS = 3
+
+
+class Usual(nn.Module):
+    """Flax's usual layers, one weight that is used twice, and products in places other than layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), strides=(2, 1), padding="VALID")(x)
+        x = nn.gelu(nn.LayerNorm()(x))
+        x = nn.Conv(4, (3, 2), feature_group_count=2)(x)
+        x = nn.max_pool(nn.relu(nn.GroupNorm(2)(x)), (2, 2))
+        h = nn.MultiHeadDotProductAttention(2)(x.reshape(len(x), -1, 4))
+        h = nn.Dense(5)(h) * self.param("gain", nn.initializers.normal(1.0), (5,))
+        twice = nn.Dense(5)
+        return nn.Dense(OUTPUTS)(twice(jnp.tanh(twice(h))).mean(1))
+
+
+class Normalized(nn.Module):
+    """Batch normalization as it is after training, by statistics that are no parameters."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(nn.Dense(6)(x.reshape(len(x), -1)))
+        return nn.Dense(OUTPUTS, use_bias=False)(nn.relu(x))
+
+
+def plain(params, x):
+    """A function that is no flax module: weights on the left, scaled, turned, and shifted by constants."""
+    first, second, offset = params
+    h = jnp.tanh(jnp.einsum("od,nd->on", 0.5 * first / 3.0 - 0.1, x.reshape(len(x), -1)))
+    return (second.T[:, ::-1] @ h).T + jnp.sum(offset**2)
+
+
+def networks():
+    rng = np.random.default_rng(5)
+    params = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 84), (4, OUTPUTS), (2,)))
+    params = (params[0], params[1][:, :], params[2])
+    return {
+        "fc": ntkit.fc(2).flax(num_outputs=OUTPUTS, width=8),
+        "convnet": ntkit.convnet(1).flax(num_outputs=OUTPUTS, width=5),
+        "simple_cnn": ntkit.networks.simple_cnn(OUTPUTS, width=3),
+        "usual": Usual(),
+        "normalized": Normalized(),
+        "plain": params,
+    }
+
+
+def inputs(seed: int, n: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, 7, 6, 2)), jnp.float32)
+
+
+def network(name: str):
+    """A network as a function, its variables, and the function of what is trained."""
+    given = networks()[name]
+    if isinstance(given, tuple):
+        return plain, given, plain, given
+    variables = jax.jit(given.init)(jax.random.key(1), inputs(0, 1))
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+    others = {key: value for key, value in variables.items() if key != "params"}
+    return given.apply, variables, lambda p, x: given.apply({"params": p, **others}, x), variables["params"]
+
+
+def jacobian_gram(function, params, x1, x2) -> np.ndarray:
+    """All of Θ, by the Jacobians in full, in float64."""
+
+    def rows(x):
+        found = jax.jit(jax.jacobian(function))(params, x)
+        return np.concatenate(
+            [np.asarray(leaf, np.float64).reshape(len(x), OUTPUTS, -1) for leaf in jax.tree.leaves(found)], 2
+        )
+
+    return np.einsum("ncp,mdp->nmcd", rows(x1), rows(x2))
+
+
+def close(found, expected, tolerance: float = 1e-5) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(np.asarray(expected)).max())
+
+
+SLOW = ("usual", "simple_cnn")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in networks()])
+def test_is_the_gram_matrix_of_the_jacobian(name: str) -> None:
+    apply_fn, variables, function, params = network(name)
+    x1, x2 = inputs(1, 4), inputs(2, 3)
+    expected = jacobian_gram(function, params, x1, x2)
+    kernel = ntkit.empirical_ntk(apply_fn, variables)
+    close(kernel.full(x1, x2), expected)
+    close(kernel(x1, x2), np.trace(expected, axis1=2, axis2=3) / OUTPUTS)
+    close(ntkit.empirical_ntk(apply_fn, variables, output=1)(x1, x2), expected[:, :, 1, 1])
+    v = np.random.default_rng(3).normal(size=(3, 2)).astype("f")
+    close(kernel.product(x1, x2, v), kernel(x1, x2) @ v)
+    one = ntkit.empirical_ntk(apply_fn, variables, output=1)
+    close(one.product(x1, x2, v), one(x1, x2) @ v)
+    w = np.random.default_rng(4).normal(size=(3, OUTPUTS)).astype("f")
+    close(kernel.full_product(x1, x2, w), np.einsum("nmcd,md->nc", expected, w))
+    own = np.asarray(kernel(x1))
+    np.testing.assert_array_equal(own, own.T)
+    close(kernel.diagonal(x1), np.diag(own))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fc", "simple_cnn"])
+def test_agrees_with_neural_tangents(name: str) -> None:
+    apply_fn, variables, function, params = network(name)
+    x1, x2 = inputs(1, 4), inputs(2, 3)
+    kernel = ntkit.empirical_ntk(apply_fn, variables)
+    for axes, found in (((), kernel.full(x1, x2)), ((-1,), kernel(x1, x2))):
+        close(found, nt.empirical_ntk_fn(function, trace_axes=axes, vmap_axes=0)(x1, x2, params))
+
+
+def test_derivatives_are_those_of_finite_differences(x64: None) -> None:
+    params = networks()["plain"]
+    x = np.asarray(inputs(1, 2), np.float64)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    step = 1e-6
+
+    def difference(i):
+        move = step * (jnp.arange(len(flat)) == i)
+        return (plain(unravel(flat + move), x) - plain(unravel(flat - move), x)) / (2 * step)
+
+    rows = jnp.stack([difference(i) for i in range(len(flat))], -1)
+    close(ntkit.empirical_ntk(plain, params).full(x), jnp.einsum("ncp,mdp->nmcd", rows, rows), 1e-8)
+
+
+@pytest.mark.parametrize("name", ["fc", pytest.param("simple_cnn", marks=pytest.mark.slow)])
+def test_blocks_change_nothing(name: str, monkeypatch) -> None:
+    apply_fn, variables, _, _ = network(name)
+    x1, x2 = inputs(1, 7), inputs(2, 5)
+    kernel = ntkit.empirical_ntk(apply_fn, variables)
+    v = np.random.default_rng(3).normal(size=(5, 1)).astype("f")
+
+    def everything(x1, x2):
+        return (
+            kernel.gram(x1, x2),
+            kernel.gram(x1, None),
+            kernel.gram_diagonal(x1),
+            empirical._full.__wrapped__(kernel, x1, x2),
+            empirical._product.__wrapped__(kernel, x1, x2, v),
+        )
+
+    whole = jax.jit(everything)(x1, x2)
+    for bytes_ in ("HELD_BYTES", "PAIRS_BYTES"):
+        monkeypatch.setattr(empirical, bytes_, 2**13)
+    sizes = kernel._sizes(x1, kernel._cotangents(x1), each_pair=False)
+    assert sizes.held < 5
+    for found, expected in zip(jax.jit(lambda *x: everything(*x))(x1, x2), whole, strict=True):
+        close(found, expected)
+
+
+def test_goes_through_jit_and_grad_and_fit() -> None:
+    apply_fn, variables, _, _ = network("fc")
+    kernel = ntkit.empirical_ntk(apply_fn, variables)
+    x, y = inputs(1, 6), np.random.default_rng(0).normal(size=(6, 2)).astype("f")
+    model = ntkit.regression.fit(kernel, x, y, 1e-6)
+    np.testing.assert_allclose(model(x), y, atol=1e-2)
+    at = inputs(2, 1)
+    gradient = jax.grad(lambda x: jnp.sum(model(x)[0, 0]))(at)
+    direction = inputs(3, 1)
+    step = 1e-2
+    difference = (model(at + step * direction) - model(at - step * direction))[0, 0] / (2 * step)
+    np.testing.assert_allclose(jnp.sum(gradient * direction), difference, rtol=2e-2)
+    moved = jax.tree.map(lambda leaf: 2 * leaf, variables)
+    traces = []
+
+    @jax.jit
+    def gram(kernel):
+        traces.append(1)
+        return kernel(x)
+
+    assert not np.allclose(gram(kernel), gram(ntkit.empirical_ntk(apply_fn, moved)))
+    assert len(traces) == 1
+
+
+def test_a_linearized_network_has_the_kernel_of_its_origin() -> None:
+    module = ntkit.fc(1).flax(num_outputs=2, width=6)
+    x = inputs(1, 4)
+    network = ntkit.networks.TrainedNetwork(module.init(jax.random.key(0), x), module)
+    linear = ntkit.networks.linearize(network)
+    moved = linear.variables | {"params": jax.tree.map(lambda leaf: leaf + 1.0, linear.variables["params"])}
+    expected = ntkit.empirical_ntk(module.apply, network.variables)(x)
+    close(ntkit.empirical_ntk(linear.module.apply, moved)(x), expected)
+
+
+def test_weights_of_layers_stay_in_factors() -> None:
+    apply_fn, variables, _, _ = network("simple_cnn")
+    made = jax.eval_shape(
+        functools.partial(ntkit.empirical_ntk(apply_fn, variables)._tangents), inputs(0, 2), jnp.eye(3)
+    )
+    # Three convolutions and two dense layers; what is formed are the biases.
+    assert len(made.factors) == 5
+    assert sum(leaf.shape[-1] for leaf in made.formed) == sum(
+        leaf.size for leaf in jax.tree.leaves(variables) if leaf.ndim == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"apply_fn": 3}, "apply_fn: got int"),
+        ({"params": {}}, "params: got no arrays"),
+        ({"params": {"a": np.arange(3)}}, "params: got .* expected arrays of floats"),
+        ({"output": -1}, "output: got -1"),
+        ({"output": True}, "output: got True"),
+    ],
+)
+def test_bad_arguments(arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ntkit.empirical_ntk(**({"apply_fn": plain, "params": networks()["plain"]} | arguments))
+
+
+def test_bad_networks_and_products() -> None:
+    params = networks()["plain"]
+    x = inputs(1, 4)
+    with pytest.raises(ValueError, match="output: got 3, expected less than the network's 3 outputs"):
+        ntkit.empirical_ntk(plain, params, output=3)(x)
+    with pytest.raises(ValueError, match=r"apply_fn: got outputs of shape \(1,\)"):
+        ntkit.empirical_ntk(lambda p, x: plain(p, x)[:, 0], params)(x)
+    with pytest.raises(ValueError, match=r"v: got shape \(3, 1\), expected \(4, columns\)"):
+        ntkit.empirical_ntk(plain, params).product(x, x, np.ones((3, 1), "f"))
+    with pytest.raises(ValueError, match=r"v: got shape \(4, 2\), expected \(4, 3\)"):
+        ntkit.empirical_ntk(plain, params).full_product(x, x, np.ones((4, 2), "f"))
