@@ -28,31 +28,35 @@ import numpy as np
 from ntkit.runs import atomic_write
 from ntkit.runs.environment import device, versions
 
+# Of a row that says nothing else.
 NETWORKS = ("simple_cnn", "alexnet", "vgg11")
 # Of Adam on the networks, in steps, and of the data, in images; the rest are options of `ntkit distill`.
 ROWS: dict[str, dict[str, Any]] = {
     "digits": {
         "dataset": "digits",
-        "radius": 0.2,
+        "radius": 0.1,
         "per-class": 10,
         "steps": 300,
         "learning-rate": 0.02,
         "target-batch": 400,
-        "network-width": 8,
-        "network-steps": 300,
-        "attacked-images": 200,
+        "network-width": 16,
+        "network-steps": 1000,
+        "network-learning-rate": 0.003,
+        "attacked-images": 100,
     },
     "mnist_t10k": {
         "dataset": "mnist_t10k",
-        "radius": 0.2,
+        "radius": 0.1,
         "per-class": 10,
         "steps": 300,
         "learning-rate": 0.02,
         "target-batch": 500,
-        "network-width": 8,
-        "network-steps": 300,
-        "attacked-images": 100,
+        "network-width": 16,
+        "network-steps": 500,
+        "network-learning-rate": 0.003,
+        "attacked-images": 50,
         "full-set-limit": 2000,
+        "network-architectures": ("simple_cnn", "alexnet"),
     },
     "cifar10": {
         "dataset": "cifar10",
@@ -86,12 +90,14 @@ def distil(name: str, settings: dict[str, Any], options: argparse.Namespace, see
     path = options.runs / f"{name}{'-quick' if options.quick else ''}-seed{seed}"
     finished = path / "seconds.json"
     if not finished.exists():
-        given = {f"--{option}": str(value) for option, value in settings.items()} | {"--seed": str(seed)}
+        networks = settings.get("network-architectures", NETWORKS)
+        networks = networks[:1] if options.quick else networks
+        given = {f"--{option}": str(value) for option, value in settings.items() if option != "network-architectures"}
+        given |= {"--seed": str(seed)}
         if options.data_dir is not None and settings["dataset"] != "digits":
             given["--data-dir"] = str(options.data_dir)
         words = [word for pair in given.items() for word in pair]
         where = ["--resume" if path.exists() else "--out", str(path)]
-        networks = NETWORKS[:1] if options.quick else NETWORKS
         command = ["distill", "--adversary", "pgd", *words, "--network-architectures", *networks, *where]
         started = time.monotonic()
         subprocess.run([sys.executable, "-c", "from ntkit.cli import main; main()", *command], check=True)
@@ -127,7 +133,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     said = published(options.published)
-    results = {}
+    # Rows that are not asked for stay in the file.
+    results = json.loads(options.out.read_text())["results"] if options.out and options.out.exists() else {}
     for name in options.rows:
         settings = ROWS[name] | (QUICK if options.quick else {})
         of_seeds = [distil(name, settings, options, seed) for seed in options.seeds]

@@ -1,9 +1,10 @@
 """Robust features lie at the top of a kernel's spectrum, useful but fragile ones below.
 
 Kernel regression is a sum of features, one for each eigenvector of the Gram matrix. Each is measured as a classifier by
-itself: how useful it is, and how useful it still is under FGSM. Figure 4 of Tsilivis & Kempe 2022 (arXiv:2210.05577).
+itself: how useful it is, and how useful it still is under FGSM. Then the same features are looked for in the kernels of
+other architectures. Tsilivis & Kempe 2022 (arXiv:2210.05577), section 4.
 
-    python examples/robust_features.py [--smoke] [--dataset digits] [--data-dir DIR] [--out features.png]
+    python examples/robust_features.py [--smoke] [--dataset digits] [--data-dir DIR] [--out DIR]
 """
 
 import argparse
@@ -24,7 +25,7 @@ parser.add_argument("--dataset", default="digits", help="digits, or the name of 
 parser.add_argument("--data-dir", type=Path, help="where TFDS has it")
 parser.add_argument("--images", type=int, default=1000, help="images to decompose, and number of features")
 parser.add_argument("--radius", type=float, default=0.1, help="of the l∞ ball, in pixels from 0 to 1")
-parser.add_argument("--out", type=Path, help="picture to write")
+parser.add_argument("--out", type=Path, help="directory to write pictures to")
 options = parser.parse_args()
 
 n, m = (60, 30) if options.smoke else (options.images, 200)
@@ -54,6 +55,39 @@ for i, j in ((0, 10), (10, len(found)), (0, len(found))):
     useful, robust = features.usefulness(model, new, truth), features.robustness(model, new, truth, adversary)
     print(f"{i:4d} to {j - 1:4d}   {useful.accuracy:8.1%}   {robust.accuracy:12.1%}")
 
+# What one image looks like to the same features of other architectures.
+preprocessing = Standardize.fit(dataset.train.images)
+some = slice(0, min(n, 300))
+shown = (0, 1, 2, 5, 10, 20)
+decomposed = {}
+for name, architecture in {"fc1": ntkit.fc(1), "fc3": ntkit.fc(3), "convnet1": ntkit.convnet(1)}.items():
+    one = of_pixels(ntkit.ntk(architecture), preprocessing)
+    decomposed[name] = features.eigenfeatures(one, x[some], one_hot(labels[some], dataset.num_classes), top=30)
+values = {name: one.eigenfunctions(new) for name, one in decomposed.items()}
+print("\nsimilarity of features of the same number, and with the most similar one")
+for first, second in itertools.combinations(values, 2):
+    cosines = features.similarity(values[first], values[second])
+    row = "  ".join(f"{i}: {cosines[i, i]:.2f} ({cosines[i].max():.2f})" for i in shown)
+    print(f"{first:>8} and {second:8}   {row}")
+
 if options.out is not None:
-    plot.save(plot.features(swept, title=f"{dataset.name}, {len(found)} features of fc(2)"), options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    plot.save(
+        plot.features(swept, title=f"{dataset.name}, {len(found)} features of fc(2)"), options.out / "features.png"
+    )
+    pictures, bands = [new[:1]], [0]
+    for band, one in enumerate(decomposed.values(), start=1):
+        for i in shown:
+            gradient = np.asarray(features.gradient_images(one[i], new[:1], truth[:1]))
+            pictures.append(0.5 + 0.5 * gradient / (np.abs(gradient).max() or 1))
+            bands.append(band)
+    grid = plot.image_grid(
+        np.concatenate(pictures),
+        classes=np.array(bands),
+        class_names=["image", *decomposed],
+        columns=len(shown),
+        scale=(0.0, 1.0),
+        title="Gradients of features " + ", ".join(map(str, shown)),
+    )
+    plot.save(grid, options.out / "gradients.png")
     print(f"written to {options.out}")

@@ -1,4 +1,4 @@
-"""Pictures: images with their labels, the history of a run, a table of transfer, and features of a kernel."""
+"""Pictures: images with their labels, the history of a run, transfer, a kernel's features and its dynamics."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -319,7 +319,7 @@ def dynamics(found: Mapping[str, Mapping[str, Any]], *, title: str | None = None
             bar = figure.colorbar(shown, ax=axes)
             bar.ax.tick_params(labelsize=8.5, colors=_SOFT, length=0)
             bar.outline.set_visible(False)
-    polar = figure.add_subplot(grid[0, len(found)], projection="polar")
+    polar: Any = figure.add_subplot(grid[0, len(found)], projection="polar")
     below = [figure.add_subplot(grid[1, column]) for column in range(3)]
     velocity, concentration, rank = below
     dashes = ("-", "--", ":", "-.")
@@ -336,12 +336,15 @@ def dynamics(found: Mapping[str, Mapping[str, Any]], *, title: str | None = None
             concentration.plot(steps, shares, linestyle=dash, label=f"{name}, top {count}", **line)
         rank.plot(steps, metrics["effective_rank"], label=name, **line)
     polar.set_thetamin(0)
-    # Whole tens of degrees, so that a small rotation fills the sector, too.
-    polar.set_thetamax(min(180, 10 * (1 + int(np.degrees(widest) // 10))))
+    # A sector of whole tens of degrees, so that a small rotation fills it, too.
+    sector = min(180, 10 * (1 + int(np.degrees(widest) // 10)))
+    polar.set_thetamax(sector)
+    polar.set_thetagrids(range(0, sector + 1, 5 if sector <= 30 else 10 if sector <= 90 else 30))
     polar.set_title("rotation: angle and length of the way", fontsize=10, loc="left")
     polar.grid(color=_FAINT, linewidth=0.7)
     polar.tick_params(labelsize=8.5, colors=_SOFT)
     polar.spines["polar"].set_color(_FAINT)
+    last = max(max(metrics["steps"]) for metrics in found.values())
     velocities = [value for metrics in found.values() for value in metrics["velocity"]]
     if velocities and min(velocities) > 0:
         velocity.set_yscale("log")
@@ -350,13 +353,13 @@ def dynamics(found: Mapping[str, Mapping[str, Any]], *, title: str | None = None
         (concentration, "share of Σ λ²"),
         (rank, "effective rank"),
     ):
-        axes.set_xscale("symlog", linthresh=1)
-        axes.set_xlim(left=0)
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+        axes.set_xlim(-0.5, 1.5 * last)
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_xlabel("training steps", fontsize=9, color=_SOFT)
         _style(axes)
     for axes in (polar, velocity, concentration, rank):
-        axes.legend(fontsize=7.5, frameon=False, labelcolor=_INK)
+        axes.legend(fontsize=7.5, frameon=False, labelcolor=_INK, handlelength=3.5)
     return figure
 
 

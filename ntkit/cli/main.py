@@ -21,16 +21,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from ntkit.cli.attack import Attack
     from ntkit.cli.distill import Distill
+    from ntkit.cli.dynamics import Dynamics
     from ntkit.cli.evaluate import Evaluate
+    from ntkit.cli.features import Features
     from ntkit.cli.info import Info
     from ntkit.cli.label_solve import LabelSolve
     from ntkit.cli.options import DistributedOptions, as_flag
+    from ntkit.cli.score import Score
 
     commands: dict[str, Any] = {
         "distill": Distill,
         "label-solve": LabelSolve,
         "evaluate": Evaluate,
         "attack": Attack,
+        "dynamics": Dynamics,
+        "features": Features,
+        "score": Score,
         "info": Info,
     }
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -19,7 +19,7 @@ from ntkit.data import Preprocessing, one_hot
 from ntkit.distill.batches import ClassIndex
 from ntkit.distill.devices import Devices
 from ntkit.distill.distilled import Distilled
-from ntkit.distill.losses import LOSSES, Loss
+from ntkit.distill.losses import Loss, check_loss
 from ntkit.distill.support import Init, check_data_set, initial_support
 from ntkit.kernels import Kernel
 from ntkit.runs import Loop, Run, columns
@@ -134,7 +134,7 @@ def kip(
     support_size = per_class * num_classes
     algorithm = _Algorithm(
         optimizer=_optimizer(optimizer),
-        loss=_loss(loss),
+        loss=check_loss(loss),
         target_batch=_batch_size("target_batch", target_batch, len(images)),
         support_batch=_batch_size("support_batch", support_batch, support_size),
         augment=augment,
@@ -430,14 +430,6 @@ def _default_optimizer() -> optax.GradientTransformation:
     import optax
 
     return optax.adam(LEARNING_RATE)
-
-
-def _loss(loss: str | Loss) -> Loss:
-    if callable(loss):
-        return loss
-    if not isinstance(loss, str) or loss not in LOSSES:
-        raise ValueError(f"loss: got {loss!r}, expected one of {', '.join(map(repr, LOSSES))}, or a function")
-    return LOSSES[loss]
 
 
 def _batch_size(name: str, size: int | None, whole: int) -> int | None:

@@ -37,3 +37,12 @@ def cross_entropy(
 
 
 LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": cross_entropy}
+
+
+def check_loss(loss: str | Loss) -> Loss:
+    """Give the loss of a name, or a function as it is; `ValueError` for anything else."""
+    if callable(loss):
+        return loss
+    if not isinstance(loss, str) or loss not in LOSSES:
+        raise ValueError(f"loss: got {loss!r}, expected one of {', '.join(map(repr, LOSSES))}, or a function")
+    return LOSSES[loss]

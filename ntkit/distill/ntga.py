@@ -17,7 +17,7 @@ from ntkit.attacks._problem import Bounds, check_key, check_positive_integers
 from ntkit.attacks.balls import Ball, check_ball
 from ntkit.data import Preprocessing, check_labels, one_hot
 from ntkit.distill.batches import ClassIndex
-from ntkit.distill.losses import LOSSES, Loss
+from ntkit.distill.losses import Loss, check_loss
 from ntkit.distill.support import check_data_set, in_jax_precision
 from ntkit.kernels import Kernel
 from ntkit.runs import Loop, Run
@@ -109,7 +109,7 @@ def ntga(
     how = _How(
         ball=ball,
         bounds=(bounds[0], bounds[1]),
-        loss=_loss(loss),
+        loss=check_loss(loss),
         target_batch=None if target_batch is None or target_batch >= len(clean) else int(target_batch),
     )
     key_blocks, key_steps = jax.random.split(key)
@@ -263,11 +263,3 @@ def _check_pixels(name: str, images: np.ndarray, bounds: Bounds) -> None:
             f"{name}: got values from {least:g} to {most:g}, expected pixels within the bounds {tuple(bounds)}; give "
             "the kernel's preprocessing as preprocessing="
         )
-
-
-def _loss(loss: str | Loss) -> Loss:
-    if callable(loss):
-        return loss
-    if loss not in LOSSES:
-        raise ValueError(f"loss: got {loss!r}, expected one of {', '.join(map(repr, LOSSES))}, or a function")
-    return LOSSES[loss]

@@ -4,6 +4,7 @@ from ntkit.features.dimension import intrinsic_dimension
 from ntkit.features.eigen import EigenFeatures, RankWarning, eigenfeatures
 from ntkit.features.images import gradient_images
 from ntkit.features.measures import Measure, robustness, usefulness
+from ntkit.features.scores import Scores, nngp_accuracy, scores
 from ntkit.features.spectra import (
     alignment,
     concentration,
@@ -20,6 +21,7 @@ __all__ = [
     "EigenFeatures",
     "Measure",
     "RankWarning",
+    "Scores",
     "Sweep",
     "alignment",
     "concentration",
@@ -29,9 +31,11 @@ __all__ = [
     "gradient_images",
     "intrinsic_dimension",
     "label_shares",
+    "nngp_accuracy",
     "predicted_residuals",
     "residuals",
     "robustness",
+    "scores",
     "similarity",
     "sweep",
     "usefulness",

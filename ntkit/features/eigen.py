@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from ntkit.kernels import Kernel
+from ntkit.kernels._inputs import check_inputs
 from ntkit.regression import Predictor, check_training_set
-from ntkit.solvers import Operator, operator_of
+from ntkit.solvers import Operator, cross_product, operator_of
 
 
 class RankWarning(UserWarning):
@@ -58,6 +59,13 @@ class EigenFeatures:
         chosen = np.atleast_1d(np.arange(len(self))[which if isinstance(which, slice) else np.asarray(which)])
         weights = _weights(self.vectors[:, chosen], self.eigenvalues[chosen], self.coefficients[chosen])
         return Predictor(self.kernel, self.support, weights, jnp.zeros((), weights.dtype))
+
+    def eigenfunctions(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m k"]:
+        """Give K(x, X) v_i λ_i⁻¹ for each feature: what multiplies the row vᵢᵀ y of outputs, and v_i itself on X.
+
+        Features of two kernels can be compared by these, on images that neither was decomposed on.
+        """
+        return cross_product(self.kernel, check_inputs("x", x), self.support, self.vectors / self.eigenvalues)
 
     def __iter__(self) -> Iterator[Predictor]:
         return (self[i] for i in range(len(self)))

@@ -112,7 +112,8 @@ def residuals(vectors: Float[ArrayLike, "n k"], residual: Float[ArrayLike, "n ou
 def similarity(first: Float[ArrayLike, "m k"], second: Float[ArrayLike, "m l"]) -> Float[np.ndarray, "k l"]:
     """Give the absolute cosines of two kernels' features, by their values on the same m images, in [0, 1].
 
-    Features of two architectures are the same up to sign and scale where it is 1 on the diagonal.
+    The values are those of [`EigenFeatures.eigenfunctions`][], for example. Features of two architectures are the same
+    up to sign and scale where it is 1 on the diagonal (Tsilivis & Kempe 2022, section 4, find most of the top so).
     """
     first, second = _finite("first", first), _finite("second", second)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):

@@ -79,8 +79,23 @@ class TrainedNetwork:
         return cls(variables, module, initial)
 
 
-def train(
+def initialize(
     module: Module,
+    images: Float[ArrayLike, "n ..."],
+    *,
+    key: Array,
+    centred: bool = False,
+    preprocessing: Preprocessing | None = None,
+) -> TrainedNetwork:
+    """Give a network before its training: the one that [`train`][] starts from with the same arguments."""
+    first = jnp.asarray(images)[:1]
+    first = first if preprocessing is None else preprocessing.transform(first)
+    variables = dict(_init(module, jax.random.split(key)[0], first))
+    return TrainedNetwork(variables, module, variables if centred else None)
+
+
+def train(
+    module: Module | TrainedNetwork,
     images: Float[ArrayLike, "n ..."],
     targets: Float[ArrayLike, "n outputs"],
     *,
@@ -110,7 +125,8 @@ def train(
     **Arguments:**
 
     - `module`: a flax module, for example `ntkit.fc(1).flax(num_outputs=10, width=1024)` or
-      [`ntkit.networks.vgg11`][]`(10)`.
+      [`ntkit.networks.vgg11`][]`(10)`. Or a trained network, to go on from: with the parameters that it has, a new
+      optimizer, and `centred` if it is.
     - `images`: (n, height, width, channels) or (n, d), as the network shall see them. With `preprocessing`, pixels.
     - `targets`: (n, outputs), soft labels of a distilled set or `ntkit.data.one_hot(labels, classes)`; (n, 1) with the
       signs of the classes for a network with one output.
@@ -164,25 +180,31 @@ def train(
         adversary.check_pixels(np.asarray(images))
     key_init, key_steps = jax.random.split(key)
     first = images[:1] if preprocessing is None else preprocessing.transform(images[:1])
-    _check_module(module, key_init, first, targets.shape)
+    if isinstance(module, TrainedNetwork):
+        if centred:
+            raise ValueError("centred: got True for a trained network, expected it as that network was trained")
+        _check_module(module.module, key_init, first, targets.shape)
+        start = module
+    else:
+        _check_module(module, key_init, first, targets.shape)
+        start = initialize(module, images, key=key, centred=centred, preprocessing=preprocessing)
     plan = _Plan(
-        module=module,
+        module=start.module,
         loss=_loss(loss),
         optimizer=_optimizer(optimizer, learning_rate, schedule, int(steps)),
         batch_size=None if batch_size is None or batch_size >= len(images) else int(batch_size),
         augment=augment,
     )
-    variables = dict(_init(module, key_init, first))
     fixed = _Fixed(
         key=key_steps,
         images=images,
         targets=targets,
-        others={name: values for name, values in variables.items() if name != "params"},
-        initial=variables if centred else None,
+        others={name: values for name, values in start.variables.items() if name != "params"},
+        initial=start.initial,
         adversary=None if adversary is None else as_pytree(adversary),
         preprocessing=preprocessing,
     )
-    params = variables["params"]
+    params = start.variables["params"]
     state = _State(
         params=params,
         optimizer=plan.optimizer.init(params),
@@ -194,12 +216,12 @@ def train(
     )
     # Memory of its own for each leaf, since a dispatch gives all of it away; and none of a weak type.
     state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), state)
-    one_by_one = slow_in_loops(module.apply, variables, first)
+    one_by_one = slow_in_loops(start.module.apply, start.variables, first)
 
     def network(state: _State) -> TrainedNetwork:
         # A copy: the next dispatch gives this memory away, and who is shown a network may keep it.
         copied = jax.tree.map(jnp.copy, state.params)
-        return TrainedNetwork(fixed.others | {"params": copied}, module, fixed.initial)
+        return TrainedNetwork(fixed.others | {"params": copied}, start.module, start.initial)
 
     def record(step: int, state: _State) -> tuple[dict[str, Any], _State]:
         count = float(state.count)

@@ -1,7 +1,7 @@
+import functools
 import json
 import os
 import re
-import shlex
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import ntkit
-from ntkit.cli import main
 from ntkit.runs import Run
+from tests.cli.command import check_one_line, status
 
 SMALL = (
     *("--steps", "3", "--train-limit", "200", "--test-limit", "60", "--widths", "16"),
@@ -19,13 +19,7 @@ SMALL = (
 TINY = ("--steps", "2", "--train-limit", "50", "--test-limit", "10", "--widths", "4", "--network-seeds", "1")
 
 
-def command(*arguments):
-    """Run `ntkit attack` in this process; its exit status."""
-    try:
-        main(["attack", *map(str, arguments)])
-    except SystemExit as exit_:
-        return exit_.code
-    return 0
+command = functools.partial(status, "attack")
 
 
 def results(path):
@@ -180,12 +174,7 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_status_2(options, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("text")
-    out = () if "--out" in options else ("--out", "x")
-    assert command(*shlex.split(options), *out) == 2
-    output, errors = capsys.readouterr()
-    assert errors.count("\n") == 1
-    assert errors.startswith(f"ntkit attack: {BAD[options]}")
-    assert not output
+    check_one_line("attack", options, BAD[options], capsys)
     assert os.listdir(tmp_path) == ["file"]
 
 

@@ -30,6 +30,8 @@ def test_sum_to_the_predictor_and_are_orthogonal() -> None:
     np.testing.assert_allclose(parts, found[:](new), atol=1e-4)
     np.testing.assert_allclose(found[:7](new) + found[7:](new), found[:](new), atol=1e-4)
     np.testing.assert_allclose(found[[2, 5]](new), found[2](new) + found[5](new), atol=1e-5)
+    np.testing.assert_allclose(found.eigenfunctions(x), found.vectors, atol=1e-3)
+    np.testing.assert_allclose(found.eigenfunctions(new) @ found.coefficients, found[:](new), atol=1e-3)
     # On the training set feature i is v_i v_iᵀ y.
     values = np.stack([np.asarray(one(x)) for one in found])
     v = np.asarray(found.vectors)

@@ -1,0 +1,351 @@
+"""`ntkit dynamics`: how a network's tangent kernel moves in standard and in adversarial training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntkit import networks, plot, regression
+from ntkit.attacks import Adversary, Preprocessed
+from ntkit.cli.options import (
+    CNNS,
+    AdversaryOptions,
+    DataOptions,
+    KernelOptions,
+    NetworkName,
+    Prepared,
+    at_least,
+    config_of,
+    make_adversary,
+    make_key,
+    make_network,
+    new_run,
+    prepare,
+    vacant_run,
+)
+from ntkit.cli.tables import print_table
+from ntkit.data import Split, one_hot
+from ntkit.networks import Dynamics as KernelDynamics
+from ntkit.networks import Linearization
+from ntkit.networks.training import Module
+from ntkit.runs import Run, atomic_write, write_report
+
+LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
+# Numbers of the largest eigenvalues whose share is given.
+SHARES = (10, 20)
+# Croce & Hein 2020 evaluate with PGD of as many steps before they show what AutoAttack leaves of it.
+PGD_STEPS = 20
+ACCURACY = "Accuracy in percent"
+LINEARIZED = f"{ACCURACY}; linearized: at that step, and trained from there to the end"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics(DataOptions, AdversaryOptions):
+    """Train a network, standard and adversarially, and follow its tangent kernel."""
+
+    adversary: Literal["fgsm", "pgd", "apgd"] = "pgd"
+    """Attack of each batch through the current network in adversarial training."""
+
+    architecture: NetworkName = "fc"
+    """The network."""
+
+    depth: int | None = None
+    """Hidden layers of fc, conv, convnet and myrtle; by default 1, 3, 3 and 5."""
+
+    width: int | None = None
+    """Units or channels of the hidden layers; by default 256, and of simple_cnn, alexnet and vgg11 as published."""
+
+    activation: str = "relu"
+    """Nonlinearity of fc, conv, convnet and myrtle: relu, erf, gelu and others with a closed form."""
+
+    at: tuple[int, ...] = (0, 10, 30, 100, 300, 1000)
+    """Numbers of gradient steps at which the kernel is taken; 0 is the initialization, and training ends at the largest
+    one."""
+
+    sample: int = 200
+    """Training images that the kernel is taken on: a random choice."""
+
+    top: int = 20
+    """Eigenvectors of the kernel's top part; the others are its bottom part."""
+
+    train_limit: int = 2000
+    """Training images, at most: a random choice."""
+
+    test_limit: int = 500
+    """Test images, at most, of the accuracies: a random choice."""
+
+    loss: Literal["mse", "cross_entropy"] = "cross_entropy"
+    """Loss that the network is trained on."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Optimizer; its learning rate is constant."""
+
+    learning_rate: float | None = None
+    """Learning rate; by default 0.1 for sgd and 0.001 for adam."""
+
+    batch_size: int | None = 128
+    """Images of each step; None: all."""
+
+    centred: bool = False
+    """Subtract the network's output at initialization."""
+
+    linearize: bool = False
+    """Linearize the network at each of the steps, too, and train the linearization for the rest of them."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    out: Path | None = None
+    """Run directory to make; by default a new one under runs/."""
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """What the library's argument names are on the command line, where that is not the option's own name."""
+        return {"path": "--out", "ball": "--radius", "steps": "--adversary-steps"}
+
+    def run(self) -> None:
+        """Train twice, compare, and write the run directory."""
+        started = time.monotonic()
+        self._check()
+        adversary = self._adversary()
+        key_data, key_train, key_linearize = jax.random.split(make_key(self.seed), 3)
+        prepared = prepare(self)
+        task = self._task(prepared, key_data)
+        name, module = self._module(prepared)
+        out = self.out or vacant_run(self.dataset, "dynamics", name)
+        found: dict[str, dict[str, Any]] = {}
+        linearized: dict[str, list[Linearization]] = {}
+        kernels: dict[str, KernelDynamics] = {}
+        with new_run(out, config_of(self, ("out",))) as run:
+            for kind, attacked_by in (("standard", None), ("adversarial", adversary)):
+                training = {"adversary": attacked_by, **self._training(task)}
+                kernels[kind] = networks.kernel_dynamics(
+                    module, **task.training, sample=task.sample, at=self.at, key=key_train, **training
+                )
+                summary = kernels[kind].summary(task.sample_targets, top=self.top, shares=SHARES)
+                found[kind] = summary | {"accuracy": self._accuracies(kernels[kind], task)}
+                if self.linearize:
+                    del training["centred"]
+                    linearized[kind] = networks.linearized_from(
+                        dict(zip(kernels[kind].steps, kernels[kind].networks, strict=True)),
+                        **task.training,
+                        x=task.test.images,
+                        labels=task.test.labels,
+                        key=key_linearize,
+                        adversaries={"pgd": self._evaluation()},
+                        **training,
+                    )
+                _write_results(run, found, linearized, kernels, task)
+            title = f"{self.dataset}, {name}: standard and adversarial training ({_in_words(adversary)})"
+            _write_report(run, title, found, linearized)
+        print_table(title, _metrics(found))
+        print_table(LINEARIZED if linearized else ACCURACY, _accuracy(found, linearized))
+        print(f"{run.path}: report.html, results.json, kernels.npz, dynamics.png ({time.monotonic() - started:.0f} s)")
+
+    def _check(self) -> None:
+        """Check what the library would see only after a while, or call by another name."""
+        at_least(2, sample=self.sample)
+        at_least(1, train_limit=self.train_limit, test_limit=self.test_limit, top=self.top)
+        for name in ("width", "batch_size", "depth"):
+            if (value := getattr(self, name)) is not None:
+                at_least(1, **{name: value})
+        for step in self.at:
+            at_least(0, at=step)
+        if len({*self.at}) < 2:
+            raise ValueError(f"at: got {self.at}, expected two or more different numbers of steps")
+        if (rate := self.learning_rate) is not None and not (np.isfinite(rate) and rate > 0):
+            raise ValueError(f"learning_rate: got {rate}, expected a finite number above 0")
+        if self.architecture in CNNS and self.depth is not None:
+            raise ValueError(f"depth: got {self.depth} for {self.architecture}, expected none: it has its own")
+
+    def _adversary(self) -> Adversary:
+        adversary = make_adversary(self)
+        if adversary is None:
+            raise ValueError(f"adversary: got {self.adversary!r}, expected 'fgsm', 'pgd' or 'apgd'")
+        return adversary
+
+    def _training(self, task: _Task) -> dict[str, Any]:
+        rate = LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+        return {
+            "loss": self.loss,
+            "optimizer": self.optimizer,
+            "learning_rate": rate,
+            "batch_size": self.batch_size,
+            "centred": self.centred,
+            "preprocessing": task.prepared.preprocessing,
+        }
+
+    def _module(self, prepared: Prepared) -> tuple[str, Module]:
+        options: dict[str, Any] = {"activation": self.activation}
+        width = self.width
+        if self.architecture not in CNNS:
+            options |= {"architecture": self.architecture, "depth": () if self.depth is None else (self.depth,)}
+            width = 256 if width is None else width
+        shape = prepared.dataset.train.images.shape[1:]
+        name, module = make_network(KernelOptions(**options), self.architecture, prepared.num_classes, width, shape)
+        return name if width is None else f"{name} of width {width}", module
+
+    def _task(self, prepared: Prepared, key: jax.Array) -> _Task:
+        key_train, key_test = jax.random.split(key)
+        train = _chosen(prepared.dataset.train, self.train_limit, key_train)
+        test = _chosen(prepared.dataset.test, self.test_limit, key_test)
+        task = _Task(prepared, train, test, min(self.sample, len(train)))
+        if self.top >= task.size:
+            raise ValueError(f"top: got {self.top}, expected less than the {task.size} images of the sample")
+        return task
+
+    def _evaluation(self) -> Adversary:
+        return Adversary("pgd", self._adversary().ball, steps=PGD_STEPS)
+
+    def _accuracies(self, kernels: KernelDynamics, task: _Task) -> dict[str, list[float]]:
+        """Give the accuracies at each step, clean and under the attack that evaluates."""
+        attack, key = self._evaluation(), make_key(self.seed)
+        found: dict[str, list[float]] = {"clean": [], "pgd": []}
+        for network in kernels.networks:
+            model = Preprocessed(network, task.prepared.preprocessing)
+            crafted = attack(model, jnp.asarray(task.test.images), task.test.labels, key)
+            for name, images in (("clean", task.test.images), ("pgd", np.asarray(crafted))):
+                found[name].append(regression.accuracy(model, images, task.test.labels))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What is to be learned, of pixels, and the number of training images in the sample."""
+
+    prepared: Prepared
+    train: Split
+    test: Split
+    size: int
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Images and targets."""
+        return {"images": self.train.images, "targets": self._targets(self.train.labels)}
+
+    @property
+    def sample(self) -> np.ndarray:
+        """Images that the kernel is taken on: the first, of what is in random order."""
+        return self.train.images[: self.size]
+
+    @property
+    def sample_targets(self) -> np.ndarray:
+        """Their targets."""
+        return self._targets(self.train.labels[: self.size])
+
+    def _targets(self, labels: np.ndarray) -> np.ndarray:
+        return np.asarray(one_hot(labels, self.prepared.num_classes))
+
+
+def _chosen(split: Split, limit: int, key: jax.Array) -> Split:
+    rows = np.asarray(jax.random.permutation(key, len(split)))[:limit]
+    return Split(split.images[rows], split.labels[rows])
+
+
+def _in_words(adversary: Adversary) -> str:
+    return f"{adversary.ball.norm} of {adversary.ball.radius:g}"
+
+
+def _metrics(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Write the metrics as people read them, in as much as a terminal is wide enough for."""
+    return [
+        {"training": kind, "step": f"{step:,}", "moved": _short(metrics["distances"][0][i])}
+        | {"speed": _short(metrics["velocity"][i - 1]) if i else ""}
+        | {f"top {count}": f"{100 * shares[i]:.2f}" for count, shares in metrics["concentration"].items()}
+        | {"rank": f"{metrics['effective_rank'][i]:.1f}", "aligned": f"{metrics['alignment'][i]:.3f}"}
+        for kind, metrics in found.items()
+        for i, step in enumerate(metrics["steps"])
+    ]
+
+
+def _further(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Write the rotation of each part of the kernel, and its norm."""
+    return [
+        {"training": kind, "step": f"{step:,}"}
+        | {
+            f"{part}: {name}": f"{np.degrees(way['angle'][i]):.2f}°" if name == "angle" else f"{way['radius'][i]:.3f}"
+            for part, way in metrics["rotation"].items()
+            for name in ("radius", "angle")
+        }
+        | {"norm": f"{metrics['norm'][i]:.4g}"}
+        for kind, metrics in found.items()
+        for i, step in enumerate(metrics["steps"])
+    ]
+
+
+def _short(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def _accuracy(
+    found: Mapping[str, Mapping[str, Any]], linearized: Mapping[str, Sequence[Linearization]]
+) -> list[dict[str, str]]:
+    """Write the accuracies at each step, and of the linearization that was trained from there to the end."""
+    rows = []
+    for kind, metrics in found.items():
+        ends = {row["step"]: row["linearized"] for row in linearized.get(kind, ())}
+        for i, step in enumerate(metrics["steps"]):
+            row = {"training": kind, "step": f"{step:,}"}
+            row |= {name: f"{100 * values[i]:.1f}" for name, values in metrics["accuracy"].items()}
+            if linearized:
+                end = ends.get(step, {})
+                row |= {f"linearized: {name}": f"{100 * end[name]:.1f}" if end else "" for name in metrics["accuracy"]}
+            rows.append(row)
+    return rows
+
+
+def _write_results(
+    run: Run,
+    found: Mapping[str, Mapping[str, Any]],
+    linearized: Mapping[str, Sequence[Linearization]],
+    kernels: Mapping[str, KernelDynamics],
+    task: _Task,
+) -> None:
+    """Write what is known so far: an interrupted run keeps its first training."""
+    content = {"training": found} | ({"linearized": linearized} if linearized else {})
+    with atomic_write(run.path / "results.json", "w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+    arrays: dict[str, Any] = {kind: dynamics.grams.astype(np.float32) for kind, dynamics in kernels.items()}
+    arrays |= {"steps": next(iter(kernels.values())).steps, "images": task.sample}
+    with atomic_write(run.path / "kernels.npz") as file:
+        np.savez_compressed(file, labels=task.train.labels[: task.size], **arrays)
+
+
+def _write_report(
+    run: Run,
+    title: str,
+    found: Mapping[str, Mapping[str, Any]],
+    linearized: Mapping[str, Sequence[Linearization]],
+) -> None:
+    plot.save(plot.dynamics(found), run.path / "dynamics.png")
+    summary = {}
+    for kind, metrics in found.items():
+        summary[f"{kind}: moved, d(Θf, Θ0)"] = _short(metrics["distances"][0][-1])
+        for name, values in metrics["accuracy"].items():
+            summary[f"{kind}: {name} accuracy"] = f"{100 * values[-1]:.1f} %"
+    tables = {
+        "Metrics (moved: distance from the first kernel; speed: per step; top: share of Σ λ² in percent)": _metrics(
+            found
+        ),
+        "Rotation of the kernel and its parts, and its norm": _further(found),
+        LINEARIZED if linearized else ACCURACY: _accuracy(found, linearized),
+    }
+    write_report(
+        run.path / "report.html",
+        title=title,
+        summary=summary,
+        tables=tables,
+        figures={"The kernel on its way": run.path / "dynamics.png"},
+        config=run.config,
+        versions=run.versions,
+        device=run.device,
+        footer=f"Made by ntkit {run.versions['ntkit']}, {run.created}.",
+    )

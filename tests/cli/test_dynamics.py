@@ -1,0 +1,156 @@
+import functools
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+
+import ntkit
+from ntkit.networks import Dynamics
+from ntkit.runs import Run
+from tests.cli.command import check_one_line, status
+
+TINY = (
+    *("--at", "0", "2", "4", "--width", "8", "--sample", "15", "--top", "5", "--adversary-steps", "1"),
+    *("--train-limit", "40", "--test-limit", "20"),
+)
+
+
+command = functools.partial(status, "dynamics")
+
+
+def results(path):
+    return json.loads((path / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "dynamics"
+    assert command(*TINY, "--learning-rate", "0.5", "--radius", "0.15", "--out", path) == 0
+    return path
+
+
+@pytest.mark.slow
+def test_the_run_directory_is_complete(finished):
+    names = {"config.json", "results.json", "kernels.npz", "report.html", "dynamics.png"}
+    assert names <= set(os.listdir(finished))
+    assert Run.resume(finished).config["radius"] == 0.15
+    report = (finished / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 1
+    assert "bottom: angle" in report
+
+
+@pytest.mark.slow
+def test_results_are_those_of_the_kernels(finished):
+    found = results(finished)
+    assert list(found) == ["training"]
+    with np.load(finished / "kernels.npz") as content:
+        assert content["steps"].tolist() == [0, 2, 4]
+        assert content["images"].shape == (15, 8, 8, 1)
+        y = np.asarray(ntkit.data.one_hot(content["labels"], 10))
+        for kind in ("standard", "adversarial"):
+            metrics = found["training"][kind]
+            dynamics = Dynamics((0, 2, 4), content[kind])
+            np.testing.assert_allclose(metrics["distances"], dynamics.distances, rtol=1e-6, atol=1e-15)
+            np.testing.assert_allclose(metrics["alignment"], dynamics.alignment(y), rtol=1e-6)
+            for part in ("all", "top", "bottom"):
+                radius, angle = dynamics.rotation(part, top=5)
+                np.testing.assert_allclose(metrics["rotation"][part]["radius"], radius, rtol=1e-5)
+                np.testing.assert_allclose(metrics["rotation"][part]["angle"], angle, rtol=1e-5)
+            assert list(metrics["concentration"]) == ["10"]
+            assert {name: len(values) for name, values in metrics["accuracy"].items()} == {"clean": 3, "pgd": 3}
+        assert np.array_equal(content["standard"][0], content["adversarial"][0])
+        assert not np.allclose(content["standard"][1:], content["adversarial"][1:])
+
+
+@pytest.mark.slow
+def test_both_trainings_from_each_step_on(tmp_path, capsys):
+    small = ("--at", "0", "20", "100", "--train-limit", "300", "--test-limit", "60", "--width", "32")
+    kind = ("--optimizer", "adam", "--learning-rate", "0.01", "--centred", "--loss", "mse", "--linearize")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert command(*small, *kind, "--seed", seed, "--out", tmp_path / name) == 0
+    output = capsys.readouterr().out
+    assert "standard and adversarial training (l∞ of 0.1)" in " ".join(output.split())
+    assert "linearized: at that step" in output
+    found = results(tmp_path / "a")
+    for rows in found["linearized"].values():
+        assert [row["step"] for row in rows] == [0, 20]
+        assert all(row["linearized"]["clean"] > 0.7 for row in rows)
+    assert (tmp_path / "a" / "results.json").read_bytes() == (tmp_path / "b" / "results.json").read_bytes()
+    assert found != results(tmp_path / "c")
+    robust = [found["training"][kind]["accuracy"]["pgd"][-1] for kind in ("standard", "adversarial")]
+    assert robust[1] > robust[0] + 0.1
+
+
+@pytest.mark.slow
+def test_networks_with_proportions_of_their_own(tmp_path):
+    small = ("--at", "0", "1", "--train-limit", "20", "--test-limit", "5", "--sample", "8", "--top", "2")
+    kind = (
+        "--architecture",
+        "simple_cnn",
+        "--width",
+        "2",
+        "--adversary",
+        "fgsm",
+        "--norm",
+        "l2",
+        "--batch-size",
+        "None",
+    )
+    assert command(*small, *kind, "--out", tmp_path / "run") == 0
+    assert list(results(tmp_path / "run")["training"]["standard"]["concentration"]) == []
+
+
+BAD = {
+    "--radius -1": "--radius: got -1.0, expected a finite number above 0, in units of the pixels",
+    "--radius 8": "--radius: got a radius of 8, expected at most 1, the range of the pixels' bounds",
+    "--adversary none": "invalid choice 'none' for argument '--adversary'",
+    "--adversary fgsm --adversary-steps 5": "--adversary-steps: got 5 for fgsm, expected none: it takes one",
+    "--adversary-steps 0": "--adversary-steps: got 0, expected at least 1",
+    "--at 5": "--at: got (5,), expected two or more different numbers of steps",
+    "--at 5 5": "--at: got (5, 5), expected two or more different numbers of steps",
+    "--at 0 -1": "--at: got -1, expected at least 0",
+    "--sample 1": "--sample: got 1, expected at least 2",
+    "--top 0": "--top: got 0, expected at least 1",
+    "--top 20 --sample 20": "--top: got 20, expected less than the 20 images of the sample",
+    "--top 20 --train-limit 20": "--top: got 20, expected less than the 20 images of the sample",
+    "--train-limit 0": "--train-limit: got 0, expected at least 1",
+    "--test-limit 0": "--test-limit: got 0, expected at least 1",
+    "--width 0": "--width: got 0, expected at least 1",
+    "--depth 0": "--depth: got 0, expected at least 1",
+    "--depth 2 --architecture vgg11": "--depth: got 2 for vgg11, expected none: it has its own",
+    "--architecture convnet --depth 5": "--architecture: got images of 8×8 pixels",
+    "--architecture vgg": "invalid choice 'vgg' for argument '--architecture'",
+    "--activation nope": "--activation: got 'nope', expected one of",
+    "--batch-size 0": "--batch-size: got 0, expected at least 1",
+    "--learning-rate nan": "--learning-rate: got nan, expected a finite number above 0",
+    "--seed -1": "--seed: got -1, expected at least 0 and below 2**32",
+    "--dataset nope": "--dataset: got 'nope', expected 'digits' or the name of a TensorFlow Datasets (TFDS) set",
+    "--out file": "--out: expected a directory for the run, got 'file', which is a file",
+}
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_bad_input_is_one_line_and_exit_status_2(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("text")
+    check_one_line("dynamics", options, BAD[options], capsys)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_training_that_diverges(tmp_path, capsys):
+    diverging = ("--loss", "mse", "--learning-rate", "1e20", "--at", "0", "40")
+    assert command(*TINY, *diverging, "--out", tmp_path / "run") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("ntkit dynamics: training diverged: the loss is nan by step 40; try a smaller learning rate")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_says_every_default(capsys):
+    assert command("--help") == 0
+    output = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    options = re.split(r"(?<!,) (?=--[\w-]+[ ,])", output.split("show this help message and exit", 1)[1])[1:]
+    assert len(options) >= 20
+    for option in options:
+        assert "(default:" in option or "(required)" in option, option

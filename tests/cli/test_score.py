@@ -1,0 +1,52 @@
+import functools
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from ntkit.cli.score import kendall
+from tests.cli.command import check_one_line, status
+
+SMALL = ("--images", "20", "--train-limit", "64", "--epochs", "1", "--steps", "30", "--seeds", "1")
+
+
+command = functools.partial(status, "score")
+
+
+@pytest.mark.slow
+def test_ranks_and_writes(tmp_path, capsys) -> None:
+    for name in ("a", "b"):
+        assert command(*SMALL, "--candidates", "fc1x8", "fc2x16", "simple_cnnx4", "--out", tmp_path / name) == 0
+    assert "Kendall's τ" in capsys.readouterr().out
+    text = (tmp_path / "a" / "results.json").read_text()
+    assert text == (tmp_path / "b" / "results.json").read_text()
+    found = json.loads(text)
+    assert [row["network"] for row in found["networks"]] == ["fc1x8", "fc2x16", "simple_cnnx4"]
+    accuracies = [row["accuracy"] for row in found["networks"]]
+    expected = scipy.stats.kendalltau([-row["condition_number"] for row in found["networks"]], accuracies).statistic
+    np.testing.assert_allclose(found["kendall"]["condition_number"]["tau"], expected)
+
+
+def test_kendall_of_perfect_ranks() -> None:
+    names = ("norm", "mean", "label_alignment", "label_alignment_later", "nngp_accuracy")
+    rows = [dict.fromkeys(names, i) | {"condition_number": 10.0 - i, "accuracy": i / 10} for i in range(5)]
+    np.testing.assert_allclose([found["tau"] for found in kendall(rows).values()], 1)
+    same = [row | {"norm": 1.0} for row in rows]
+    assert kendall(same)["norm"] == {"tau": 0.0, "p": 1.0}
+
+
+BAD = {
+    "--candidates fc1": "--candidates: got fc1, expected two or more to rank",
+    "--candidates fc1 nope": "--candidates: got 'nope', expected one such as fc2",
+    "--candidates fc1 convnet7": "--candidates: got 'convnet7': ",
+    "--images 0": "--images: got 0, expected at least 1",
+    "--seeds 0": "--seeds: got 0, expected at least 1",
+    "--learning-rate 0": "--learning-rate: got 0.0, expected a finite number above 0",
+}
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_bad_input_is_one_line_and_exit_status_2(options, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_one_line("score", options, BAD[options], capsys)
