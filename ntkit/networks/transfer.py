@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -13,7 +12,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit.attacks import Adversary, Ball, Preprocessed
 from ntkit.data import Identity, Preprocessing
-from ntkit.networks.training import Module, TrainedNetwork, train
+from ntkit.networks.checkpoints import checkpoints
+from ntkit.networks.training import Module
 from ntkit.regression import accuracy
 
 
@@ -84,7 +84,7 @@ def transfer(
     key_train, key_attack = jax.random.split(key)
     found = {}
     prepared = preprocessing.transform(images)
-    for step, network in _trained(module, prepared, targets, sorted({*steps}), key_train, training).items():
+    for step, network in checkpoints(module, prepared, targets, at=steps, key=key_train, **training).items():
         model = Preprocessed(network, preprocessing)
         shown = {"clean": x, **examples}
         shown |= {name: adversary(model, x, labels, key_attack) for name, adversary in adversaries.items()}
@@ -113,28 +113,3 @@ def transfer_rows(network: str, found: Sequence[Mapping[int, Mapping[str, float]
         )
         for step in found[0]
     ]
-
-
-def _trained(
-    module: Module, images: Array, targets: ArrayLike, steps: Sequence[int], key: Array, training: Mapping[str, Any]
-) -> dict[int, TrainedNetwork]:
-    """Give a network as it is at several steps of one training."""
-    every = math.gcd(*steps)
-    seen: list[TrainedNetwork | None] = []
-
-    def look(network: TrainedNetwork) -> dict[str, float]:
-        seen.append(network if (len(seen) + 1) * every in steps else None)
-        return {}
-
-    train(
-        module,
-        images,
-        targets,
-        key=key,
-        steps=steps[-1],
-        schedule="constant",
-        log_every=every,
-        evaluate=look,
-        **training,
-    )
-    return {(i + 1) * every: network for i, network in enumerate(seen) if network is not None}
