@@ -236,3 +236,28 @@ def test_bad_networks_and_products() -> None:
         ntkit.empirical_ntk(plain, params).product(x, x, np.ones((3, 1), "f"))
     with pytest.raises(ValueError, match=r"v: got shape \(4, 2\), expected \(4, 3\)"):
         ntkit.empirical_ntk(plain, params).full_product(x, x, np.ones((4, 2), "f"))
+
+
+@pytest.mark.slow
+def test_all_of_ntkit_works_on_a_trained_networks_kernel(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    x = np.clip(0.5 + 0.1 * rng.normal(size=(24, 4, 4, 1)) + 0.2 * (labels[:, None, None, None] - 1), 0, 1).astype("f")
+    y = np.asarray(ntkit.data.one_hot(labels, 3))
+    module = ntkit.networks.simple_cnn(3, width=2)
+    network = ntkit.networks.train(module, x, y, key=jax.random.key(0), steps=30, learning_rate=0.01)
+    kernel = ntkit.empirical_ntk(module.apply, network.variables)
+    whole = kernel(x)
+    close(ntkit.gram(kernel, x, block_size=7), whole)
+    close(ntkit.gram(kernel, x, block_size=7, store=tmp_path / "gram"), whole)
+    model = ntkit.regression.fit(kernel, x, y, 1e-4)
+    by_cg = ntkit.regression.fit(kernel, x, y, 1e-2, solver=ntkit.regression.CG(tolerance=1e-5))
+    close(by_cg(x), ntkit.regression.fit(kernel, x, y, 1e-2)(x), 1e-2)
+    assert ntkit.regression.accuracy(model, x, labels) > 0.9
+    ball = ntkit.attacks.Linf(0.1)
+    moved = ntkit.attacks.pgd(model, x, labels, ball, steps=5, key=jax.random.key(0))
+    assert ntkit.regression.accuracy(model, moved, labels) < ntkit.regression.accuracy(model, x, labels)
+    found = ntkit.features.eigenfeatures(kernel, x, y, top=5)
+    assert ntkit.features.sweep(found, x, labels, ball).accuracy.max() > 0.5
+    distilled = ntkit.distill.kip(kernel, x, labels, per_class=1, steps=5, key=jax.random.key(0), target_batch=12)
+    assert distilled.history["loss"][-1] < distilled.history["loss"][0]
