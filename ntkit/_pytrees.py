@@ -1,12 +1,33 @@
-"""Functions as arguments of compiled functions."""
+"""Values and functions as arguments of compiled functions."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+
+
+def told_apart(cls: type) -> type:
+    """Register a dataclass as a pytree, like `jax.tree_util.register_dataclass`, that no other one is taken for.
+
+    JAX 0.10 to 0.12 compares the structures of dataclasses by their fields and not by their types. Where two types have
+    the same ones, a compiled function is now and then run with what it was compiled for the other.
+    """
+    fields = dataclasses.fields(cls)
+    static = [field.name for field in fields if field.metadata.get("static")]
+    leaves = [field.name for field in fields if field.name not in static]
+
+    def flatten_with_keys(value: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        children = [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in leaves]
+        return children, tuple(getattr(value, name) for name in static)
+
+    def unflatten(others: tuple[Any, ...], children: Iterable[Any]) -> Any:
+        return cls(**dict(zip(leaves, children, strict=True)), **dict(zip(static, others, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
 
 
 def as_pytree(function: Any) -> Any:

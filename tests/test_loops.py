@@ -51,7 +51,9 @@ def layouts(function, *arguments):
 LIBRARY = {((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))}
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if i % 2 else []) for i, n in enumerate(CONVOLUTIONS)]
+)
 def test_derivatives_are_the_same_in_the_layout_of_the_library(name) -> None:
     def total(images, weights):
         return jnp.sum(jnp.tanh(convolution(images, weights, **CONVOLUTIONS[name])))

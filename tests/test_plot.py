@@ -39,7 +39,10 @@ def codes(shape, seed=0):
     return values
 
 
-@pytest.mark.parametrize(("n", "shape"), [(10, (8, 8, 1)), (100, (8, 8, 1)), (500, (8, 8, 1)), (20, (32, 32, 3))])
+@pytest.mark.parametrize(
+    ("n", "shape"),
+    [(10, (8, 8, 1)), (100, (8, 8, 1)), pytest.param(500, (8, 8, 1), marks=pytest.mark.slow), (20, (32, 32, 3))],
+)
 def test_every_pixel_is_shown_as_it_is(n, shape):
     values = codes((n, *shape))
     labels = np.eye(10)[np.arange(n) % 10] - 0.1

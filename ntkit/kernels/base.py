@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ntkit._checks import is_scale
+from ntkit._pytrees import told_apart
 from ntkit.kernels._inputs import check_inputs, check_pair
 
 
@@ -122,7 +123,7 @@ class _Pair(Kernel):
         return self.first.pair_bytes(shape, itemsize) + self.second.pair_bytes(shape, itemsize)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Sum(_Pair):
     """The sum of two kernels."""
@@ -137,7 +138,7 @@ class Sum(_Pair):
         return self.first.gram_diagonal(x) + self.second.gram_diagonal(x)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Product(_Pair):
     """The pointwise product of two kernels (positive semi-definite by Schur's theorem)."""

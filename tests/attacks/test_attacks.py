@@ -45,10 +45,12 @@ def distances(ball, model, x, classes):
 
 
 SLOW = pytest.param("autoattack", marks=pytest.mark.slow)
+# The other norm differs by what test_balls.py has of it.
+SLOW_L2 = [pytest.param(BALLS[0], id="linf"), pytest.param(BALLS[1], id="l2", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "apgd-t", "fab", SLOW])
-@pytest.mark.parametrize("ball", BALLS, ids=["linf", "l2"])
+@pytest.mark.parametrize("ball", SLOW_L2)
 def test_finds_all_that_there_are(name, ball) -> None:
     classes = predicted(FOUR, IMAGES)
     distance = distances(ball, FOUR, IMAGES, classes)
@@ -66,7 +68,7 @@ def test_finds_all_that_there_are(name, ball) -> None:
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse", "margin"])
-@pytest.mark.parametrize("ball", BALLS, ids=["linf", "l2"])
+@pytest.mark.parametrize("ball", SLOW_L2)
 def test_one_output_is_moved_by_the_dual_norm(ball, loss) -> None:
     labels = predicted(ONE, IMAGES)
     weights = 0.1 * WEIGHTS[:, 0].astype(np.float64)
@@ -83,7 +85,7 @@ def test_one_output_is_moved_by_the_dual_norm(ball, loss) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("ball", BALLS, ids=["linf", "l2"])
+@pytest.mark.parametrize("ball", SLOW_L2)
 def test_inside_the_ball_and_the_bounds_to_the_last_float(name, ball) -> None:
     # As many as elsewhere: what is compiled there serves here.
     x = np.concatenate([IMAGES[:36], np.zeros((2, *SHAPE), np.float32), np.ones((2, *SHAPE), np.float32)])
@@ -103,6 +105,7 @@ def test_the_same_key_gives_the_same_bits_whatever_the_batches(name) -> None:
         np.testing.assert_allclose(batched, whole, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pgd", "apgd", "fab", "square"])
 def test_vectors(name) -> None:
     x = IMAGES.reshape(len(IMAGES), -1)

@@ -42,7 +42,9 @@ def test_projected_is_inside_to_the_last_float(norm, x, to, r) -> None:
     assert inside(ball, x, found)
 
 
-@pytest.mark.parametrize("ball", [Linf(8 / 255), Linf(0.3), L2(0.5), L2(3.0)])
+@pytest.mark.parametrize(
+    "ball", [Linf(8 / 255), *(pytest.param(ball, marks=pytest.mark.slow) for ball in (Linf(0.3), L2(0.5))), L2(3.0)]
+)
 def test_of_images(ball) -> None:
     rng = np.random.default_rng(0)
     x = rng.random((50, 32, 32, 3), np.float32)

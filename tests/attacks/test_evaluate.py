@@ -86,7 +86,13 @@ def test_a_model_without_gradients_can_be_evaluated() -> None:
 
 
 @pytest.mark.parametrize("ball", [Linf(8 / 255), L2(0.5)], ids=["linf", "l2"])
-@pytest.mark.parametrize("fit", [data.Standardize.fit, lambda x: data.ZCA.fit(x, 0.1)], ids=["standardize", "zca"])
+@pytest.mark.parametrize(
+    "fit",
+    [
+        pytest.param(data.Standardize.fit, id="standardize"),
+        pytest.param(lambda x: data.ZCA.fit(x, 0.1), id="zca", marks=pytest.mark.slow),
+    ],
+)
 def test_the_ball_is_one_of_pixels_under_any_preprocessing(fit, ball) -> None:
     _, x, labels = digits()
     split = data.load("digits").train

@@ -38,6 +38,7 @@ def finished(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_run_directory_is_complete(finished):
     names = {"config.json", "adversarial.npz", "results.json", "report.html", "transfer.png", "examples.png"}
     assert names <= set(os.listdir(finished))
@@ -48,6 +49,7 @@ def test_the_run_directory_is_complete(finished):
     assert "fc1, width 256" in report
 
 
+@pytest.mark.slow
 def test_the_examples_are_in_their_ball_and_fool_the_kernel(finished):
     clean, adversarial, labels = loaded(finished)
     digits = ntkit.data.load("digits").test
@@ -62,6 +64,7 @@ def test_the_examples_are_in_their_ball_and_fool_the_kernel(finished):
     assert kernel["noise"] > kernel["kernel"] + 0.2
 
 
+@pytest.mark.slow
 def test_networks_fall_for_what_was_crafted_on_the_kernel(finished):
     rows = results(finished)["networks"]
     assert [(row["network"], row["steps"]) for row in rows] == [

@@ -51,7 +51,7 @@ DISTILL = {
     "--nope": "Unrecognized options: --nope",
 }
 OTHER = {
-    "": "Expected one of {distill, label-solve, evaluate, attack, info}.",
+    "": "Expected one of {distill, label-solve, evaluate, attack, dynamics, features, score, info}.",
     "nope": "Unrecognized options: nope",
     "info more": "Unrecognized options: more",
     "distill --out run": "--out: 'run' already holds a run; resume it, or choose another directory",

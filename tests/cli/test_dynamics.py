@@ -139,6 +139,7 @@ def test_bad_input_is_one_line_and_exit_status_2(options, tmp_path, monkeypatch,
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.slow
 def test_training_that_diverges(tmp_path, capsys):
     diverging = ("--loss", "mse", "--learning-rate", "1e20", "--at", "0", "40")
     assert command(*TINY, *diverging, "--out", tmp_path / "run") == 2

@@ -13,6 +13,7 @@ SMALL = ("--images", "40", "--test-limit", "20")
 command = functools.partial(status, "features")
 
 
+@pytest.mark.slow
 def test_the_run_directory_is_complete_and_the_same_again(tmp_path, capsys) -> None:
     for name in ("a", "b"):
         assert command(*SMALL, "--top", "12", "--out", tmp_path / name) == 0

@@ -43,6 +43,7 @@ def test_zero_strength_is_the_identity() -> None:
     np.testing.assert_array_equal(Augmentation()(KEY, images), images)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(-7, 7), st.integers(-7, 7), st.booleans())
 def test_shifts_and_flips_move_whole_pixels(down: int, right: int, flip: bool) -> None:
@@ -121,12 +122,14 @@ def test_deterministic_in_the_key_and_compiled() -> None:
     assert not np.array_equal(first, FULL(jax.random.key(4), images))
 
 
+@pytest.mark.slow
 def test_every_image_is_changed_in_its_own_way() -> None:
     image = pictures(1)
     out = np.asarray(FULL(KEY, np.tile(image, (16, 1, 1, 1))))
     assert len({result.tobytes() for result in out}) == 16
 
 
+@pytest.mark.slow
 def test_never_leaves_the_range_of_values() -> None:
     images = pictures(32)
     out = FULL(KEY, images)

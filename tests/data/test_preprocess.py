@@ -191,6 +191,7 @@ def fitted(request: pytest.FixtureRequest) -> Preprocessing:
     return made[request.param]
 
 
+@pytest.mark.slow
 def test_jit_grad_and_vmap(fitted: Preprocessing) -> None:
     x = jnp.asarray(photographs(5, 4, seed=2))
     y = fitted.transform(x)

@@ -47,8 +47,11 @@ def reference_loss(parameters, targets, ridge, images):
 
 @pytest.mark.parametrize(
     ("learned", "optimizer"),
-    [(("images",), SGD), (("images", "labels"), ADAM), (("images", "labels", "scale"), ADAM)],
-    ids=["images", "images and labels", "kernel too"],
+    [
+        pytest.param(("images",), SGD, id="images", marks=pytest.mark.slow),
+        pytest.param(("images", "labels"), ADAM, id="images and labels", marks=pytest.mark.slow),
+        pytest.param(("images", "labels", "scale"), ADAM, id="kernel too"),
+    ],
 )
 def test_equals_plain_gradient_steps(learned, optimizer, x64):
     images, labels = clouds(dtype=np.float64)

@@ -32,7 +32,7 @@ def test_of_a_linear_model_by_hand() -> None:
     np.testing.assert_allclose(robust.correlation, (0.02 + 0.02 - 0.06 - 0.88) / size, rtol=1e-4)
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_sweep_is_each_feature_alone(classes, monkeypatch) -> None:
     x, labels = data(24, classes)
     if classes == 2:
@@ -57,6 +57,7 @@ def test_the_sweep_is_each_feature_alone(classes, monkeypatch) -> None:
         np.testing.assert_allclose(parts.robust_correlation, whole.robust_correlation, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_robust_features_are_at_the_top_and_useful_ones_below_them_too() -> None:
     """Tsilivis & Kempe 2022, figure 4, on digits, with bounds that leave room for another seed."""
     digits = ntkit.data.load("digits")

@@ -51,6 +51,16 @@ def test_algebra() -> None:
         assert kernel.pair_bytes((3,), 4) > 0
 
 
+def test_a_sum_is_never_taken_for_a_product() -> None:
+    """JAX's cache of compiled functions compares these, and does not see the types of registered dataclasses."""
+    total, product = FC + LINEAR, FC * LINEAR
+    assert jax.tree.structure(total) != jax.tree.structure(product)
+    assert jax.tree.structure(total) == jax.tree.structure(FC + LINEAR)
+    for kernel in (total, product):
+        again = jax.tree.unflatten(jax.tree.structure(kernel), jax.tree.leaves(kernel))
+        assert again == kernel
+
+
 def test_what_is_no_kernel_is_refused() -> None:
     with pytest.raises(TypeError):
         FC + 1

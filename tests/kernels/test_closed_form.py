@@ -39,7 +39,12 @@ def images(shape, n=4):
     return x
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+SLOW = ("valid", "circular", "strided")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in ARCHITECTURES]
+)
 def test_equals_the_recursion(name: str, x64: None) -> None:
     architecture, shape = ARCHITECTURES[name]
     x = images(shape)

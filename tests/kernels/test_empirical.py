@@ -92,7 +92,7 @@ def close(found, expected, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(np.asarray(expected)).max())
 
 
-SLOW = ("usual", "simple_cnn")
+SLOW = ("usual", "simple_cnn", "convnet")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in networks()])
@@ -140,7 +140,8 @@ def test_derivatives_are_those_of_finite_differences(x64: None) -> None:
     close(ntkit.empirical_ntk(plain, params).full(x), jnp.einsum("ncp,mdp->nmcd", rows, rows), 1e-8)
 
 
-@pytest.mark.parametrize("name", ["fc", pytest.param("simple_cnn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fc", "simple_cnn"])
 def test_blocks_change_nothing(name: str, monkeypatch) -> None:
     apply_fn, variables, _, _ = network(name)
     x1, x2 = inputs(1, 7), inputs(2, 5)

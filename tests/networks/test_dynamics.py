@@ -120,6 +120,7 @@ def test_the_kernel_of_a_linear_model_does_not_move(module):
         np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_linear_network_is_its_linearization():
     # By all images and with SGD, there is nothing that the two could differ in.
     module = ntkit.fc(0).flax(1, 1)
@@ -134,6 +135,7 @@ def test_a_linear_network_is_its_linearization():
         assert row["start"] == {"clean": regression.accuracy(found[row["step"]], TEST, TEST_LABELS)}
 
 
+@pytest.mark.slow
 def test_linearizations_under_attack():
     ball = attacks.Linf(0.05)
     training = {"adversary": attacks.Adversary("fgsm", ball), "preprocessing": Standardize.fit(TRAIN), **SGD}
@@ -158,6 +160,7 @@ def test_training_goes_on_from_a_trained_network():
         networks.train(first, TRAIN, Y, centred=True, **training)
 
 
+@pytest.mark.slow
 def test_summary_and_picture(tmp_path):
     dynamics = Dynamics((0, 1, 5), np.array([turned(0), turned(5), turned(30)]))
     summary = dynamics.summary([[1], [0]], top=1, shares=(1, 2))
