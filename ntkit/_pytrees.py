@@ -58,7 +58,7 @@ class ByValue:
         )
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class _Function:
     """A plain function as a pytree without leaves."""

@@ -19,6 +19,7 @@ import numpy as np
 from ntkit import _neural_tangents as nt
 from ntkit import activations
 from ntkit._checks import is_scale
+from ntkit._pytrees import told_apart
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -35,7 +36,7 @@ PARAMETERIZATIONS: tuple[Parameterization, ...] = ("ntk", "standard")
 PADDINGS: tuple[Padding, ...] = ("SAME", "VALID", "CIRCULAR")
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """A fully-connected layer, z = W x + b.
@@ -48,7 +49,7 @@ class Dense:
     b_std: Std | None
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Conv:
     """A convolution over (n, height, width, channels), with the standard deviations of [`Dense`][]."""
@@ -60,7 +61,7 @@ class Conv:
     padding: Padding = dataclasses.field(default="SAME", metadata=STATIC)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Activation:
     """A pointwise nonlinearity, by its name in `ntkit.activations.ACTIVATIONS`."""
@@ -68,7 +69,7 @@ class Activation:
     name: str = dataclasses.field(metadata=STATIC)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class AveragePool:
     """Average pooling over disjoint windows; rows and columns that do not fill a window are dropped."""
@@ -76,13 +77,13 @@ class AveragePool:
     window: tuple[int, int] = dataclasses.field(default=(2, 2), metadata=STATIC)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class GlobalAveragePool:
     """The mean over all pixels: (n, height, width, channels) to (n, channels)."""
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Flatten:
     """All pixels and channels of an image as one vector; vectors are left as they are."""
@@ -91,7 +92,7 @@ class Flatten:
 Layer: TypeAlias = Dense | Conv | Activation | AveragePool | GlobalAveragePool | Flatten
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A network up to its number of outputs: the readout, a [`Dense`][] layer, is the last of `layers`.

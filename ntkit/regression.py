@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._checks import is_scale
+from ntkit._pytrees import told_apart
 from ntkit.gram import gram as gram_in_blocks
 from ntkit.kernels import Kernel
 from ntkit.kernels._inputs import check_inputs, traced
@@ -52,7 +53,7 @@ class RidgeWarning(UserWarning):
     """The Gram matrix could not be factorized with the ridge that was asked for, and a larger one was used."""
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
     """The model x ↦ K(x, support) weights, a JAX pytree. [`fit`][] and [`flow`][] make it.

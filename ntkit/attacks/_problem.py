@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from ntkit._pytrees import ByValue, as_pytree
+from ntkit._pytrees import ByValue, as_pytree, told_apart
 from ntkit.attacks.balls import Ball, check_ball
 from ntkit.data import check_images, check_labels
 
@@ -28,7 +28,7 @@ class Core(Protocol):
     def __call__(self, model: Model, x: Array, classes: Array, keys: Array) -> Array: ...
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class _OnHost:
     """A function that only works on NumPy arrays, called from compiled code."""

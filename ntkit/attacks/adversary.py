@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._pytrees import as_pytree
+from ntkit._pytrees import as_pytree, told_apart
 from ntkit.attacks._problem import Bounds, Model
 from ntkit.attacks.apgd import apgd
 from ntkit.attacks.autoattack import autoattack
@@ -31,7 +31,7 @@ ATTACKS: dict[str, Callable[..., Array]] = {
 }
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocessed:
     """A model of pixels: x ↦ model(preprocessing.transform(x)).

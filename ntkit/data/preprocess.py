@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ntkit._pytrees import told_apart
 from ntkit.data.checks import check_images
 
 # Below this contrast (root mean square, in units of the training set's standard deviation) an image is flat: what
@@ -78,7 +79,7 @@ class Preprocessing(abc.ABC):
         return stored(**{f.name: _restore(f, arrays[f.name]) for f in fields})
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclass(frozen=True, eq=False)
 class Identity(Preprocessing):
     """No preprocessing: for code that always has one."""
@@ -92,7 +93,7 @@ class Identity(Preprocessing):
         return jnp.asarray(x, jnp.float32)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclass(frozen=True, eq=False)
 class Standardize(Preprocessing):
     """Each channel to mean 0 and standard deviation 1 over the training set: the KIP papers' standard preprocessing.
@@ -134,7 +135,7 @@ class Standardize(Preprocessing):
         return x * self.std + self.mean
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclass(frozen=True, eq=False)
 class ZCA(Preprocessing):
     """Regularized ZCA whitening, as in the KIP papers.

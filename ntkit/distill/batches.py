@@ -10,8 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
+from ntkit._pytrees import told_apart
 
-@jax.tree_util.register_dataclass
+
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class ClassIndex:
     """Where the members of each class are, so that a batch can be drawn inside compiled code.

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit import attacks, regression
-from ntkit._pytrees import as_pytree
+from ntkit._pytrees import as_pytree, told_apart
 from ntkit.data import Preprocessing, one_hot
 from ntkit.distill.batches import ClassIndex
 from ntkit.distill.devices import Devices
@@ -217,7 +217,7 @@ class _Algorithm:
     devices: Devices
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class _Fixed:
     """What no step changes: data, the adversary and the preprocessing with their arrays, and what is not learned."""
@@ -233,7 +233,7 @@ class _Fixed:
     constant: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class _Totals:
     """Sums over the steps since the last record, and the largest ridge that any of them used."""
@@ -252,7 +252,7 @@ class _Totals:
         return _Totals(self.loss + loss, self.accuracy + accuracy, jnp.maximum(self.ridge, ridge), self.count + 1)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class _State:
     """All that a step changes; what a checkpoint holds."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit import regression
 from ntkit._checks import is_scale
+from ntkit._pytrees import told_apart
 from ntkit.attacks._problem import Bounds, check_key, check_positive_integers
 from ntkit.attacks.balls import Ball, check_ball
 from ntkit.data import Preprocessing, check_labels, one_hot
@@ -154,7 +155,7 @@ class _How(NamedTuple):
     target_batch: int | None
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class _Fixed:
     """What no step changes.
@@ -177,7 +178,7 @@ class _Fixed:
     by_class: ClassIndex
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class _State:
     """All images, as far as they are poisoned, the steps so far, and the loss before the last, NaN if it failed."""

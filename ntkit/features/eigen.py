@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
+from ntkit._pytrees import told_apart
 from ntkit.kernels import Kernel
 from ntkit.kernels._inputs import check_inputs
 from ntkit.regression import Predictor, check_training_set
@@ -23,7 +24,7 @@ class RankWarning(UserWarning):
     """The Gram matrix is singular in this precision, and its last features are not there."""
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True, eq=False)
 class EigenFeatures:
     """The eigendecomposition of a Gram matrix, K = Σ λ_i v_i v_iᵀ, as models; [`eigenfeatures`][] makes it.

@@ -153,7 +153,7 @@ class Product(_Pair):
         return self.first.gram_diagonal(x) * self.second.gram_diagonal(x)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Scaled(Kernel):
     """A kernel times a scalar of at least 0."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, TypeAlias
 
-import jax
 from jaxtyping import Array
 
+from ntkit._pytrees import told_apart
 from ntkit.architectures import Architecture, AveragePool, Flatten, GlobalAveragePool, check_image_shape
 from ntkit.kernels.base import Kernel
 from ntkit.kernels.fused import FusedKernel, supports
@@ -72,7 +72,7 @@ def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pai
     return FusedKernel(architecture, get, block_pairs, pallas) if fused else NeuralTangentsKernel(architecture, get)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class NeuralTangentsKernel(Kernel):
     """The kernel of an architecture, computed by neural-tangents."""

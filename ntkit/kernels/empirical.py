@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from ntkit._loops import fast_in_loops
-from ntkit._pytrees import ByValue
+from ntkit._pytrees import ByValue, told_apart
 from ntkit.kernels._blocks import balanced, divided, each, rectangle, triangle
 from ntkit.kernels._inputs import check_inputs, check_pair
 from ntkit.kernels._tangents import Factors, Tangents, tangents
@@ -62,7 +62,7 @@ def empirical_ntk(apply_fn: Callable[[Any, Array], Array], params: Any, *, outpu
     return EmpiricalNTK(params, ByValue(apply_fn), None if output is None else int(output))
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class EmpiricalNTK(Kernel):
     """The tangent kernel of a finite network; [`empirical_ntk`][] makes it.

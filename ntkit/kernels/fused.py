@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ntkit._pytrees import told_apart
 from ntkit.architectures import Activation, Architecture, Flatten, check_image_shape
 from ntkit.kernels import _blocks
 from ntkit.kernels._covariances import Batch, Recursion, kernel, variances
@@ -36,7 +37,7 @@ def supports(architecture: Architecture) -> bool:
     return all(layer.name in MOMENTS for layer in architecture.layers if isinstance(layer, Activation))
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class FusedKernel(Kernel):
     """The kernel of an architecture.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
-import jax
 from jaxtyping import Array
 
+from ntkit._pytrees import told_apart
 from ntkit.kernels.base import Kernel
 
 
@@ -34,7 +34,7 @@ def of_pixels(kernel: Kernel, preprocessing: Transform) -> Kernel:
     return PixelKernel(kernel, preprocessing)
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class PixelKernel(Kernel):
     """A kernel behind a preprocessing; [`of_pixels`][] makes it."""

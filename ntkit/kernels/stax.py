@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-import jax
 from jaxtyping import Array
 
+from ntkit._pytrees import told_apart
 from ntkit.kernels.base import Kernel
 
 Get: TypeAlias = Literal["ntk", "nngp"]
@@ -34,7 +34,7 @@ def check_get(get: Get) -> Get:
     return get
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class StaxKernel(Kernel):
     """The kernel of a stax network; it has no leaves, since the network is a closure."""

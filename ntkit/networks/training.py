@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ntkit import attacks
 from ntkit._loops import slow_in_loops
-from ntkit._pytrees import as_pytree
+from ntkit._pytrees import as_pytree, told_apart
 from ntkit.attacks.losses import cross_entropy, fooled
 from ntkit.data import Preprocessing, check_images
 from ntkit.runs import Loop, Run, columns
@@ -274,7 +274,7 @@ class _Plan:
     augment: Augment | None
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class _Fixed:
     """What no step changes. `others`: the variables that are not trained."""
@@ -288,7 +288,7 @@ class _Fixed:
     preprocessing: Preprocessing | None
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class _State:
     """All that a step changes; what a checkpoint holds. `total`, `right`, `count`: sums since the last record."""

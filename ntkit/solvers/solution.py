@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 
-import jax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from ntkit._pytrees import told_apart
 from ntkit.solvers.operators import Operator
 
 
@@ -15,7 +15,7 @@ class ConvergenceWarning(UserWarning):
     """An iterative solver stopped before it reached the residual that was asked for."""
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What an iterative solver has to say of its answer, a JAX pytree.
@@ -37,7 +37,7 @@ class Report:
     rank: int = dataclasses.field(metadata={"static": True})
 
 
-@jax.tree_util.register_dataclass
+@told_apart
 @dataclasses.dataclass(frozen=True)
 class Solution:
     """The answer of a solver.
