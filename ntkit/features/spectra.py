@@ -43,16 +43,16 @@ def alignment(gram: Float[ArrayLike, "n n"], y: Float[ArrayLike, "n outputs"], *
 
     **Raises:** `ValueError` that names the argument.
     """
-    gram, y = _finite("gram", gram), _finite("y", y)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"gram: got shape {gram.shape}, expected a square")
-    if y.ndim != 2 or len(y) != len(gram):
-        raise ValueError(f"y: got shape {y.shape}, expected ({len(gram)}, outputs)")
+    kernel, labels = _finite("gram", gram), _finite("y", y)
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(f"gram: got shape {kernel.shape}, expected a square")
+    if labels.ndim != 2 or len(labels) != len(kernel):
+        raise ValueError(f"y: got shape {labels.shape}, expected ({len(kernel)}, outputs)")
     if centred:
-        gram = gram - gram.mean(0) - gram.mean(1)[:, None] + gram.mean()
-        y = y - y.mean(0)
-    inner = np.sum((gram @ y) * y)
-    size = np.linalg.norm(gram) * np.linalg.norm(y.T @ y)
+        kernel = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+        labels = labels - labels.mean(0)
+    inner = np.sum((kernel @ labels) * labels)
+    size = np.linalg.norm(kernel) * np.linalg.norm(labels.T @ labels)
     if size == 0:
         raise ValueError("gram: got one that is zero, or labels that are, expected an alignment to be defined")
     return float(inner / size)
