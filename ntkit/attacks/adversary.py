@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._pytrees import as_pytree, told_apart
-from ntkit.attacks._problem import Bounds, Model
 from ntkit.attacks.apgd import apgd
 from ntkit.attacks.autoattack import autoattack
 from ntkit.attacks.balls import Ball, check_ball
 from ntkit.attacks.fab import fab
 from ntkit.attacks.gradient import fgsm, pgd
+from ntkit.attacks.problem import Bounds, Model
 from ntkit.attacks.square import square
 from ntkit.data import Preprocessing
 

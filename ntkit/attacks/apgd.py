@@ -11,11 +11,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import Ball, like
 from ntkit.attacks.gradient import ascent
 from ntkit.attacks.losses import Loss, cross_entropy, fooled, likeliest, targeted_dlr
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
 
 # Croce & Hein 2020 (arXiv:2003.01690), section 3: momentum α (eq. 1), the share ρ of steps that must have increased the
 # loss, and the checkpoints, p₁ of the steps and then less by 0.03 each time, but at least 0.06.

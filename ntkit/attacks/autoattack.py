@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit.attacks._problem import (
+from ntkit.attacks.apgd import apgd
+from ntkit.attacks.balls import Ball
+from ntkit.attacks.fab import fab
+from ntkit.attacks.losses import fooled
+from ntkit.attacks.problem import (
     BATCH_SIZE,
     Bounds,
     Model,
@@ -20,10 +24,6 @@ from ntkit.attacks._problem import (
     outputs_of,
     problem,
 )
-from ntkit.attacks.apgd import apgd
-from ntkit.attacks.balls import Ball
-from ntkit.attacks.fab import fab
-from ntkit.attacks.losses import fooled
 from ntkit.attacks.square import square
 
 

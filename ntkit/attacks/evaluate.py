@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ntkit.attacks._problem import BATCH_SIZE, Model, Problem, batches, check_inside, check_key, problem
 from ntkit.attacks.adversary import Adversary
 from ntkit.attacks.autoattack import wrong_about
 from ntkit.attacks.gradient import ascent
 from ntkit.attacks.losses import cross_entropy
+from ntkit.attacks.problem import BATCH_SIZE, Model, Problem, batches, check_inside, check_key, problem
 
 # Attacks along the gradient, from those whose result masked gradients spoil.
 WHITE_BOX = ("fgsm", "pgd", "apgd")

@@ -11,10 +11,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._loops import fast_in_loops
-from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
 from ntkit.attacks.losses import fooled, likeliest, logits
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
 
 # Croce & Hein 2020 (arXiv:1907.02044), section 3: overshoot η, bias α toward the image, and backward step β.
 OVERSHOOT = 1.05

@@ -12,10 +12,10 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._checks import is_scale
 from ntkit._loops import fast_in_loops
-from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import Ball, check_ball, like
 from ntkit.attacks.losses import LOSSES, Loss, fooled
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
 
 
 def fgsm(

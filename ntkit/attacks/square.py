@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._loops import fast_in_loops
-from ntkit.attacks._problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
 from ntkit.attacks.losses import fooled, margin
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
 
 # The share of pixels in a square is halved after these queries of 10,000 (Andriushchenko et al. 2020, section 5.1).
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -7,7 +7,6 @@ import json
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -18,14 +17,15 @@ from ntkit import plot, regression
 from ntkit.attacks import Adversary, Preprocessed
 from ntkit.cli.options import (
     CNNS,
+    BallOptions,
     DataOptions,
     KernelOptions,
     NetworkName,
     Prepared,
+    RunOptions,
     at_least,
     config_of,
     make_architectures,
-    make_ball,
     make_kernels,
     make_key,
     make_network,
@@ -48,17 +48,11 @@ SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Attack(DataOptions, KernelOptions):
+class Attack(RunOptions, DataOptions, KernelOptions, BallOptions):
     """Craft adversarial examples on a kernel predictor, without training, and show them to networks trained later."""
 
     attack: Literal["fgsm", "pgd", "apgd", "fab", "square", "autoattack"] = "pgd"
     """Attack on the kernel predictor, and for comparison on each network itself."""
-
-    norm: Literal["linf", "l2"] = "linf"
-    """Norm of the perturbation: its largest change of a pixel, or its Euclidean length."""
-
-    radius: float | None = None
-    """Largest norm of the perturbation, in units of pixels from 0 to 1; by default 0.1 for linf and 1 for l2."""
 
     steps: int | None = None
     """Steps of each start of the attack; by default the attack's own number, 20 for pgd."""
@@ -106,17 +100,6 @@ class Attack(DataOptions, KernelOptions):
 
     centred: bool = True
     """Subtract each network's output at initialization, so that it starts from 0 as the kernel predictor does."""
-
-    seed: int = 0
-    """Seed of everything random."""
-
-    out: Path | None = None
-    """Run directory to make; by default a new one under runs/."""
-
-    @property
-    def flags(self) -> dict[str, str]:
-        """What the library's argument names are on the command line, where that is not the option's own name."""
-        return {"path": "--out", "ball": "--radius"}
 
     def run(self) -> None:
         """Craft, train, compare, and write the run directory."""
@@ -171,7 +154,7 @@ class Attack(DataOptions, KernelOptions):
         if self.attack == "pgd":
             # What the kernel is just wrong about is too little to fool another model.
             options["stop_early"] = False
-        return Adversary(self.attack, make_ball(self.norm, self.radius), **options)
+        return Adversary(self.attack, self.ball, **options)
 
     def _task(self, prepared: Prepared, key: jax.Array) -> _Task:
         dataset = prepared.dataset
@@ -296,13 +279,12 @@ class _Crafted:
 
 
 def _chosen(split: Split, classes: Sequence[int], limit: int, key: jax.Array) -> Split:
-    rows = np.flatnonzero(np.isin(split.labels, classes))
-    chosen = rows[np.sort(np.asarray(jax.random.permutation(key, len(rows)))[:limit])]
-    if not len(chosen):
+    kept = np.isin(split.labels, classes)
+    if not kept.any():
         raise ValueError(f"classes: got {tuple(classes)}, of which there is no image, expected others")
     places = {number: place for place, number in enumerate(classes)}
-    labels = np.asarray([places[int(label)] for label in split.labels[chosen]], np.int32)
-    return Split(split.images[chosen], labels)
+    labels = np.asarray([places[int(label)] for label in split.labels[kept]], np.int32)
+    return Split(split.images[kept], labels).choice(limit, key)
 
 
 def _in_words(adversary: Adversary) -> str:

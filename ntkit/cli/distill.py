@@ -27,6 +27,7 @@ from ntkit.cli.options import (
     DistributedOptions,
     KernelOptions,
     Prepared,
+    RunOptions,
     at_least,
     config_of,
     hyper_parameters,
@@ -60,7 +61,7 @@ _CLEAN = "clean"
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill(DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, DistributedOptions):
+class Distill(RunOptions, DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, DistributedOptions):
     """Distil a data set with KIP: learn a few images on which kernel regression predicts the whole set.
 
     With --adversary pgd it is adv-KIP, which learns from attacked images; the same distillation without an adversary
@@ -101,12 +102,6 @@ class Distill(DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, D
     """Augmentation of target batches: "flip" left and right; "digits": 10 degrees, 1 pixel; "objects": 10 degrees, 3
     pixels, flips, brightness."""
 
-    seed: int = 0
-    """Seed of everything random."""
-
-    out: Path | None = None
-    """Run directory to make; by default a new one under runs/."""
-
     resume: Path | None = None
     """Run directory to go on with; its configuration is used, and options given beside it must agree."""
 
@@ -124,7 +119,7 @@ class Distill(DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, D
     def flags(self) -> dict[str, str]:
         """What the library's argument names are on the command line, where that is not the option's own name."""
         where = "--out" if self.resume is None else "--resume"
-        return {"path": where, "config": "--resume", "ball": "--radius", "width": "--network-width"}
+        return {"path": where, "config": "--resume", "width": "--network-width"}
 
     def completed(self, arguments: list[str]) -> Distill:
         """Take what was not given from the run to resume, and raise `ValueError` if what was given differs."""

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -22,6 +21,7 @@ from ntkit.cli.options import (
     KernelOptions,
     NetworkName,
     Prepared,
+    RunOptions,
     at_least,
     config_of,
     make_adversary,
@@ -48,7 +48,7 @@ LINEARIZED = f"{ACCURACY}; linearized: at that step, and trained from there to t
 
 
 @dataclasses.dataclass(frozen=True)
-class Dynamics(DataOptions, AdversaryOptions):
+class Dynamics(RunOptions, DataOptions, AdversaryOptions):
     """Train a network, standard and adversarially, and follow its tangent kernel."""
 
     adversary: Literal["fgsm", "pgd", "apgd"] = "pgd"
@@ -100,16 +100,10 @@ class Dynamics(DataOptions, AdversaryOptions):
     linearize: bool = False
     """Linearize the network at each of the steps, too, and train the linearization for the rest of them."""
 
-    seed: int = 0
-    """Seed of everything random."""
-
-    out: Path | None = None
-    """Run directory to make; by default a new one under runs/."""
-
     @property
     def flags(self) -> dict[str, str]:
         """What the library's argument names are on the command line, where that is not the option's own name."""
-        return {"path": "--out", "ball": "--radius", "steps": "--adversary-steps"}
+        return {"steps": "--adversary-steps"}
 
     def run(self) -> None:
         """Train twice, compare, and write the run directory."""
@@ -128,9 +122,9 @@ class Dynamics(DataOptions, AdversaryOptions):
             for kind, attacked_by in (("standard", None), ("adversarial", adversary)):
                 training = {"adversary": attacked_by, **self._training(task)}
                 kernels[kind] = networks.kernel_dynamics(
-                    module, **task.training, sample=task.sample, at=self.at, key=key_train, **training
+                    module, **task.training, sample=task.sample.images, at=self.at, key=key_train, **training
                 )
-                summary = kernels[kind].summary(task.sample_targets, top=self.top, shares=SHARES)
+                summary = kernels[kind].summary(task.targets(task.sample), top=self.top, shares=SHARES)
                 found[kind] = summary | {"accuracy": self._accuracies(kernels[kind], task)}
                 if self.linearize:
                     del training["centred"]
@@ -194,12 +188,12 @@ class Dynamics(DataOptions, AdversaryOptions):
         return name if width is None else f"{name} of width {width}", module
 
     def _task(self, prepared: Prepared, key: jax.Array) -> _Task:
-        key_train, key_test = jax.random.split(key)
-        train = _chosen(prepared.dataset.train, self.train_limit, key_train)
-        test = _chosen(prepared.dataset.test, self.test_limit, key_test)
-        task = _Task(prepared, train, test, min(self.sample, len(train)))
-        if self.top >= task.size:
-            raise ValueError(f"top: got {self.top}, expected less than the {task.size} images of the sample")
+        key_train, key_test, key_sample = jax.random.split(key, 3)
+        train = prepared.dataset.train.choice(self.train_limit, key_train)
+        test = prepared.dataset.test.choice(self.test_limit, key_test)
+        task = _Task(prepared, train, test, train.choice(self.sample, key_sample))
+        if self.top >= len(task.sample):
+            raise ValueError(f"top: got {self.top}, expected less than the {len(task.sample)} images of the sample")
         return task
 
     def _evaluation(self) -> Adversary:
@@ -219,35 +213,21 @@ class Dynamics(DataOptions, AdversaryOptions):
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """What is to be learned, of pixels, and the number of training images in the sample."""
+    """What is to be learned, of pixels, and the training images that the kernel is taken on."""
 
     prepared: Prepared
     train: Split
     test: Split
-    size: int
+    sample: Split
 
     @property
     def training(self) -> dict[str, Any]:
         """Images and targets."""
-        return {"images": self.train.images, "targets": self._targets(self.train.labels)}
+        return {"images": self.train.images, "targets": self.targets(self.train)}
 
-    @property
-    def sample(self) -> np.ndarray:
-        """Images that the kernel is taken on: the first, of what is in random order."""
-        return self.train.images[: self.size]
-
-    @property
-    def sample_targets(self) -> np.ndarray:
-        """Their targets."""
-        return self._targets(self.train.labels[: self.size])
-
-    def _targets(self, labels: np.ndarray) -> np.ndarray:
-        return np.asarray(one_hot(labels, self.prepared.num_classes))
-
-
-def _chosen(split: Split, limit: int, key: jax.Array) -> Split:
-    rows = np.asarray(jax.random.permutation(key, len(split)))[:limit]
-    return Split(split.images[rows], split.labels[rows])
+    def targets(self, split: Split) -> np.ndarray:
+        """Give centred one-hot vectors."""
+        return np.asarray(one_hot(split.labels, self.prepared.num_classes))
 
 
 def _in_words(adversary: Adversary) -> str:
@@ -314,9 +294,9 @@ def _write_results(
     with atomic_write(run.path / "results.json", "w") as file:
         file.write(json.dumps(content, indent=2) + "\n")
     arrays: dict[str, Any] = {kind: dynamics.grams.astype(np.float32) for kind, dynamics in kernels.items()}
-    arrays |= {"steps": next(iter(kernels.values())).steps, "images": task.sample}
+    arrays |= {"steps": next(iter(kernels.values())).steps, "images": task.sample.images}
     with atomic_write(run.path / "kernels.npz") as file:
-        np.savez_compressed(file, labels=task.train.labels[: task.size], **arrays)
+        np.savez_compressed(file, labels=task.sample.labels, **arrays)
 
 
 def _write_report(

@@ -7,21 +7,22 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import jax
 import numpy as np
 
 from ntkit import features, plot
 from ntkit.attacks import Adversary, Ball
 from ntkit.cli.options import (
+    BallOptions,
     DataOptions,
     KernelOptions,
     Prepared,
+    RunOptions,
     at_least,
     config_of,
     make_architectures,
-    make_ball,
     make_kernels,
     make_key,
     new_run,
@@ -43,7 +44,7 @@ SHOWN_FEATURES = (0, 1, 3, 10, 30, 100)
 
 
 @dataclasses.dataclass(frozen=True)
-class Features(DataOptions, KernelOptions):
+class Features(RunOptions, DataOptions, KernelOptions, BallOptions):
     """Decompose a kernel into the features of its eigenvectors; tell how useful and how robust each of them is."""
 
     images: int = 1000
@@ -55,23 +56,6 @@ class Features(DataOptions, KernelOptions):
     test_limit: int = 200
     """Test images, at most, to measure on: a random choice."""
 
-    norm: Literal["linf", "l2"] = "linf"
-    """Norm of the perturbation: its largest change of a pixel, or its Euclidean length."""
-
-    radius: float | None = None
-    """Largest norm of the perturbation, in units of pixels from 0 to 1; by default 0.1 for linf and 1 for l2."""
-
-    seed: int = 0
-    """Seed of the choice of images."""
-
-    out: Path | None = None
-    """Run directory to make; by default a new one under runs/."""
-
-    @property
-    def flags(self) -> dict[str, str]:
-        """What the library's argument names are on the command line, where that is not the option's own name."""
-        return {"path": "--out", "ball": "--radius"}
-
     def run(self) -> None:
         """Decompose, measure, and write the run directory."""
         started = time.monotonic()
@@ -79,15 +63,12 @@ class Features(DataOptions, KernelOptions):
         if len(kernels) != 1:
             raise ValueError(f"depth: got {self.depth}, expected one: features are of one kernel")
         at_least(1, images=self.images, test_limit=self.test_limit)
-        ball = make_ball(self.norm, self.radius)
+        ball = self.ball
         Adversary("fgsm", ball)  # whose checks are those of the sweep, before anything is computed
-        make_key(self.seed)
+        key_train, key_test = jax.random.split(make_key(self.seed))
         prepared = prepare(self)
-        rng = np.random.default_rng(self.seed)
-        train, test = (
-            _chosen(split, limit, rng)
-            for split, limit in ((prepared.dataset.train, self.images), (prepared.dataset.test, self.test_limit))
-        )
+        train = prepared.dataset.train.choice(self.images, key_train)
+        test = prepared.dataset.test.choice(self.test_limit, key_test)
         kernel = of_pixels(kernels[0], prepared.preprocessing)
         targets = np.asarray(one_hot(train.labels, prepared.num_classes))
         out = self.out or vacant_run(self.dataset, "features", self.architecture)
@@ -113,11 +94,6 @@ class Features(DataOptions, KernelOptions):
         print_table(f"{title}, {ball.norm} of {ball.radius:g}", _in_words(rows))
         files = "report.html, results.json, features.png, gradients.png"
         print(f"{run.path}: {files} ({time.monotonic() - started:.0f} s)")
-
-
-def _chosen(split: Split, limit: int, rng: np.random.Generator) -> Split:
-    chosen = np.sort(rng.permutation(len(split.images))[:limit])
-    return Split(split.images[chosen], split.labels[chosen])
 
 
 def _rows(found: features.EigenFeatures, swept: features.Sweep, test: Split, ball: Ball) -> list[dict[str, Any]]:

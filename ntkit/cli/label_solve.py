@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -16,6 +15,7 @@ from ntkit.cli.options import (
     DataOptions,
     DistributedOptions,
     KernelOptions,
+    RunOptions,
     at_least,
     config_of,
     make_kernels,
@@ -29,25 +29,14 @@ from ntkit.distill.support import initial_support
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelSolve(DataOptions, KernelOptions, DistributedOptions):
+class LabelSolve(RunOptions, DataOptions, KernelOptions, DistributedOptions):
     """Keep random real images and find their best labels in closed form (Label Solve)."""
 
     per_class: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
     """Images of each class."""
 
-    seed: int = 0
-    """Seed of the choice of images."""
-
-    out: Path | None = None
-    """Run directory to make; by default a new one under runs/."""
-
     full_set_limit: int = 5000
     """Training images, at most, of the last row of the table."""
-
-    @property
-    def flags(self) -> dict[str, str]:
-        """What the library's argument names are on the command line, where that is not the option's own name."""
-        return {"path": "--out"}
 
     def run(self) -> None:
         """Solve, and write the run directory."""

@@ -25,6 +25,9 @@ from ntkit.networks.training import Module
 from ntkit.runs import Run
 from ntkit.runs.processes import Group
 
+BALLS = {"linf": Linf, "l2": L2}
+RADII = {"linf": 0.1, "l2": 1.0}
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
@@ -71,11 +74,19 @@ class KernelOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdversaryOptions:
-    """An adversary of the target batches: adv-KIP."""
+class RunOptions:
+    """Where a result goes, and what its random numbers come from."""
 
-    adversary: Literal["none", "fgsm", "pgd", "apgd"] = "none"
-    """Attack each target batch through the predictor of the current support set (adv-KIP)."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    out: Path | None = None
+    """Run directory to make; by default a new one under runs/."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BallOptions:
+    """How far an image may be changed."""
 
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the perturbation: its largest change of a pixel, or its Euclidean length."""
@@ -83,6 +94,19 @@ class AdversaryOptions:
     radius: float | None = None
     """Largest norm of the perturbation, in units of pixels from 0 to 1 whatever the preprocessing; by default 0.1 for
     linf and 1 for l2."""
+
+    @property
+    def ball(self) -> Ball:
+        """The ball around an image."""
+        return BALLS[self.norm](RADII[self.norm] if self.radius is None else self.radius)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversaryOptions(BallOptions):
+    """An adversary of the target batches: adv-KIP."""
+
+    adversary: Literal["none", "fgsm", "pgd", "apgd"] = "none"
+    """Attack each target batch through the predictor of the current support set (adv-KIP)."""
 
     adversary_steps: int | None = None
     """Gradient steps of the adversary; by default 10, and one for fgsm."""
@@ -241,16 +265,9 @@ def prepare(options: DataOptions) -> Prepared:
     )
 
 
-BALLS = {"linf": Linf, "l2": L2}
-RADII = {"linf": 0.1, "l2": 1.0}
 # Networks whose proportions are given, beside those that an architecture gives at any width.
 CNNS = {"simple_cnn": networks.simple_cnn, "alexnet": networks.alexnet, "vgg11": networks.vgg11}
 NetworkName: TypeAlias = Literal["fc", "conv", "convnet", "myrtle", "simple_cnn", "alexnet", "vgg11"]
-
-
-def make_ball(norm: Literal["linf", "l2"], radius: float | None) -> Ball:
-    """Give the ball of a norm and a radius."""
-    return BALLS[norm](RADII[norm] if radius is None else radius)
 
 
 def make_network(
@@ -280,16 +297,15 @@ def make_adversary(options: AdversaryOptions) -> Adversary | None:
             if (value := getattr(options, name)) is not None:
                 raise ValueError(f"{name}: got {value!r}, expected --adversary beside it")
         return None
-    ball = make_ball(options.norm, options.radius)
     if options.adversary == "fgsm":
         if options.adversary_steps is not None:
             raise ValueError(f"adversary_steps: got {options.adversary_steps!r} for fgsm, expected none: it takes one")
-        return Adversary("fgsm", ball)
+        return Adversary("fgsm", options.ball)
     steps = 10 if options.adversary_steps is None else options.adversary_steps
     at_least(1, adversary_steps=steps)
     # A large loss rather than a wrong class: KIP learns from what is wrong already, too.
     further: dict[str, Any] = {"stop_early": False} if options.adversary == "pgd" else {}
-    return Adversary(options.adversary, ball, steps=steps, **further)
+    return Adversary(options.adversary, options.ball, steps=steps, **further)
 
 
 def make_augmentation(kind: Literal["none", "flip", "digits", "objects"]) -> Augmentation | None:
@@ -344,10 +360,10 @@ def as_flag(message: str, options: object) -> str:
     if match is None or not dataclasses.is_dataclass(options):
         return message
     flags = {field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)}
-    # An architecture calls its input x, and what does not fit is the choice of the two.
-    flags |= {"name": "--dataset", "regularization": "--zca-regularization", "x": "--architecture"} | getattr(
-        options, "flags", {}
-    )
+    # What the library calls otherwise than the command line. An architecture calls its input x, and what does not fit
+    # is the choice of the two.
+    flags |= {"name": "--dataset", "regularization": "--zca-regularization", "x": "--architecture"}
+    flags |= {"path": "--out", "ball": "--radius"} | getattr(options, "flags", {})
     return flags.get(match[1], match[1]) + message[len(match[1]) :]
 
 

@@ -133,11 +133,8 @@ def robustness_table(
             for seed in range(options.network_seeds)
         ]
 
-    train = prepared.dataset.train
-    chosen = np.arange(len(train.images))
-    if len(chosen) > full_set_limit:
-        chosen = np.asarray(jax.random.permutation(jax.random.key(0), len(chosen)))[:full_set_limit]
-    targets = np.asarray(one_hot(train.labels[chosen], prepared.num_classes))
+    real = prepared.dataset.train.choice(full_set_limit, jax.random.key(0))
+    targets = np.asarray(one_hot(real.labels, prepared.num_classes))
     ordinary: dict[str, Any] = {"loss": "cross_entropy", "batch_size": BATCH, "preprocessing": prepared.preprocessing}
     training = Adversary("pgd", adversary.ball, bounds=adversary.bounds, steps=TRAINING_STEPS, stop_early=False)
 
@@ -155,8 +152,8 @@ def robustness_table(
                 rows.append(row(name, f"{len(one.images)} images of {label}", models))
                 bar.update(len(rows))
             for label, attacked_by in (("real", None), ("real, adversarial training", training)):
-                models = trained(name, module, train.images[chosen], targets, adversary=attacked_by, **ordinary)
-                rows.append(row(name, f"{len(chosen):,} {label}", models))
+                models = trained(name, module, real.images, targets, adversary=attacked_by, **ordinary)
+                rows.append(row(name, f"{len(real):,} {label}", models))
                 bar.update(len(rows))
     return rows
 

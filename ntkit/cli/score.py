@@ -8,7 +8,6 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,9 +16,9 @@ import numpy as np
 import ntkit
 from ntkit import features, networks, regression
 from ntkit.architectures import check_image_shape
-from ntkit.cli.options import CNNS, DataOptions, at_least, config_of, make_key, new_run, prepare, vacant_run
+from ntkit.cli.options import CNNS, DataOptions, RunOptions, at_least, config_of, make_key, new_run, prepare, vacant_run
 from ntkit.cli.tables import print_table
-from ntkit.data import one_hot
+from ntkit.data import Split, one_hot
 from ntkit.features.scores import HIGHER_IS_BETTER
 from ntkit.networks.training import Module
 from ntkit.runs import atomic_write, progress, write_report
@@ -42,7 +41,7 @@ BETTER = {**HIGHER_IS_BETTER, "label_alignment_later": True, "nngp_accuracy": Tr
 
 
 @dataclasses.dataclass(frozen=True)
-class Score(DataOptions):
+class Score(RunOptions, DataOptions):
     """Score networks by their tangent kernels before training, and compare that with their trained accuracy."""
 
     candidates: tuple[str, ...] = (
@@ -70,17 +69,6 @@ class Score(DataOptions):
     seeds: int = 2
     """Initializations of each network: of scores and accuracies the mean counts."""
 
-    seed: int = 0
-    """Seed of everything random."""
-
-    out: Path | None = None
-    """Run directory to make; by default a new one under runs/."""
-
-    @property
-    def flags(self) -> dict[str, str]:
-        """What the library's argument names are on the command line, where that is not the option's own name."""
-        return {"path": "--out"}
-
     def run(self) -> None:
         """Score, train, compare, and write the run directory."""
         started = time.monotonic()
@@ -94,10 +82,10 @@ class Score(DataOptions):
         prepared = prepare(self)
         shape = prepared.train_images.shape[1:]
         modules = {name: _module(name, prepared.num_classes, shape) for name in dict.fromkeys(self.candidates)}
-        chosen = np.asarray(jax.random.permutation(key, len(prepared.train_images)))[: self.train_limit]
+        train = Split(prepared.train_images, prepared.dataset.train.labels).choice(self.train_limit, key)
         data = _Data(
-            prepared.train_images[chosen],
-            prepared.dataset.train.labels[chosen],
+            train.images,
+            train.labels,
             prepared.test_images,
             prepared.dataset.test.labels,
             prepared.num_classes,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ntkit import regression
 from ntkit.cli.options import KernelOptions, Prepared, make_architectures, make_kernels
-from ntkit.data import one_hot
+from ntkit.data import Split, one_hot
 from ntkit.distill import Distilled
 from ntkit.distill.support import initial_support
 from ntkit.kernels import Kernel
@@ -92,14 +92,11 @@ def _real(kernel: Kernel, ridge: float, prepared: Prepared, per_class: int, draw
 
 
 def _whole(kernel: Kernel, ridge: float, prepared: Prepared, limit: int, suffix: str) -> dict[str, Any]:
-    images, labels = prepared.train_images, prepared.dataset.train.labels
-    what = f"{len(images):,} real (all){suffix}"
-    if len(images) > limit:
-        chosen = np.asarray(jax.random.permutation(jax.random.key(0), len(images)))[:limit]
-        what = f"{limit:,} real of {len(images):,}{suffix}"
-        images, labels = images[chosen], labels[chosen]
-    targets = np.asarray(one_hot(labels, prepared.num_classes))
-    return {"images": what, "accuracy": _test_accuracy(kernel, ridge, prepared, images, targets)}
+    whole = Split(prepared.train_images, prepared.dataset.train.labels)
+    chosen = whole.choice(limit, jax.random.key(0))
+    what = f"{len(whole):,} real (all)" if len(chosen) == len(whole) else f"{limit:,} real of {len(whole):,}"
+    targets = np.asarray(one_hot(chosen.labels, prepared.num_classes))
+    return {"images": f"{what}{suffix}", "accuracy": _test_accuracy(kernel, ridge, prepared, chosen.images, targets)}
 
 
 def _test_accuracy(kernel: Kernel, ridge: float, prepared: Prepared, images: np.ndarray, targets: np.ndarray) -> float:

@@ -14,8 +14,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from ntkit import regression
 from ntkit._checks import is_scale
 from ntkit._pytrees import told_apart
-from ntkit.attacks._problem import Bounds, check_key, check_positive_integers
 from ntkit.attacks.balls import Ball, check_ball
+from ntkit.attacks.problem import Bounds, check_key, check_positive_integers
 from ntkit.data import Preprocessing, check_labels, one_hot
 from ntkit.distill.batches import ClassIndex
 from ntkit.distill.losses import Loss, check_loss

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit.attacks._problem import Model, problem
 from ntkit.attacks.losses import margin
+from ntkit.attacks.problem import Model, problem
 
 
 def gradient_images(model: Model, x: Float[ArrayLike, "n ..."], labels: Int[ArrayLike, " n"]) -> Float[Array, "n ..."]:

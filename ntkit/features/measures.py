@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit.attacks import Adversary
-from ntkit.attacks._problem import BATCH_SIZE, Model, batches, outputs_of, problem
 from ntkit.attacks.losses import fooled
+from ntkit.attacks.problem import BATCH_SIZE, Model, batches, outputs_of, problem
 
 
 class Measure(NamedTuple):

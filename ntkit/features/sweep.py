@@ -13,9 +13,9 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._loops import fast_in_loops
 from ntkit.attacks import Ball
-from ntkit.attacks._problem import Bounds, batches, problem
 from ntkit.attacks.balls import like
 from ntkit.attacks.losses import cross_entropy, fooled
+from ntkit.attacks.problem import Bounds, batches, problem
 from ntkit.features.eigen import EigenFeatures
 from ntkit.features.measures import targets_of
 from ntkit.kernels import Kernel

@@ -153,13 +153,10 @@ class Product(_Pair):
         return self.first.gram_diagonal(x) * self.second.gram_diagonal(x)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
-class Scaled(Kernel):
-    """A kernel times a scalar of at least 0."""
+class Wrapped(Kernel):
+    """Another kernel, changed: of its engine, and of its cost."""
 
     kernel: Kernel
-    scale: ArrayLike
 
     @property
     def engine(self) -> str:
@@ -167,6 +164,15 @@ class Scaled(Kernel):
 
     def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         return self.kernel.pair_bytes(shape, itemsize)
+
+
+@told_apart
+@dataclasses.dataclass(frozen=True)
+class Scaled(Wrapped):
+    """A kernel times a scalar of at least 0."""
+
+    kernel: Kernel
+    scale: ArrayLike
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
         return jnp.multiply(self.scale, self.kernel.gram(x1, x2))

@@ -8,7 +8,7 @@ from typing import Protocol
 from jaxtyping import Array
 
 from ntkit._pytrees import told_apart
-from ntkit.kernels.base import Kernel
+from ntkit.kernels.base import Kernel, Wrapped
 
 
 class Transform(Protocol):
@@ -36,18 +36,11 @@ def of_pixels(kernel: Kernel, preprocessing: Transform) -> Kernel:
 
 @told_apart
 @dataclasses.dataclass(frozen=True)
-class PixelKernel(Kernel):
+class PixelKernel(Wrapped):
     """A kernel behind a preprocessing; [`of_pixels`][] makes it."""
 
     kernel: Kernel
     preprocessing: Transform
-
-    @property
-    def engine(self) -> str:
-        return self.kernel.engine
-
-    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        return self.kernel.pair_bytes(shape, itemsize)
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
         other = None if x2 is None else self.preprocessing.transform(x2)

@@ -186,12 +186,3 @@ def test_training_that_diverges(tmp_path, capsys):
     assert command(*TINY, *diverging, "--out", tmp_path / "run") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("ntkit attack: training diverged: the loss is nan by step 100; try a smaller learning rate")
-
-
-def test_help_says_every_default(capsys):
-    assert command("--help") == 0
-    output = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-    options = re.split(r"(?<!,) (?=--[\w-]+[ ,])", output.split("show this help message and exit", 1)[1])[1:]
-    assert len(options) >= 20
-    for option in options:
-        assert "(default:" in option or "(required)" in option, option

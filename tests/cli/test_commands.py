@@ -130,12 +130,12 @@ def test_info(capsys):
         assert what in output
 
 
-@pytest.mark.parametrize("command", ["distill", "label-solve", "evaluate"])
+@pytest.mark.parametrize("command", ["distill", "label-solve", "evaluate", "attack", "features", "dynamics", "score"])
 def test_help_says_every_default(command, capsys):
     assert ntkit(command, "--help") == 0
     output = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     options = re.split(r"(?<!,) (?=(?:-\w, )?--[\w-]+[ ,])", output.split("show this help message and exit", 1)[1])[1:]
-    assert len(options) >= 14
+    assert len(options) >= 13
     for option in options:
         assert "(default:" in option or "(required)" in option, option
         assert len(option.split("(default:")[0].split()) >= 4, option
