@@ -41,7 +41,6 @@ ROWS: dict[str, dict[str, Any]] = {
         "target-batch": 400,
         "network-width": 16,
         "network-steps": 1000,
-        "network-learning-rate": 0.003,
         "attacked-images": 100,
     },
     "mnist_t10k": {

@@ -1,5 +1,6 @@
-"""Pictures: images with their labels, the history of a run, transfer, a kernel's features and its dynamics."""
+"""Pictures: images and labels, a run's history, transfer, a kernel's features and dynamics, a network's convergence."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ntkit.features import Sweep
+    from ntkit.networks import Convergence
 
 _INK = "#1d2129"
 _SOFT = "#667085"
@@ -360,6 +362,64 @@ def dynamics(found: Mapping[str, Mapping[str, Any]], *, title: str | None = None
         _style(axes)
     for axes in (polar, velocity, concentration, rank):
         axes.legend(fontsize=7.5, frameon=False, labelcolor=_INK, handlelength=3.5)
+    return figure
+
+
+def convergence(found: Mapping[str, "Convergence"], *, components: int = 6, title: str | None = None) -> "Figure":
+    """Draw how networks learn several sets of labels, such as true and random ones, and what their kernel predicted.
+
+    From the left: what is left of some eigencomponents of the first labels; what is left of all of them; and how much
+    of each set of labels lies along the first eigenvectors. Predictions are dashed. The figures 1 and 2 of Arora et al.
+    2019 (arXiv:1901.08584).
+
+    **Arguments:** `found`: by the name of the labels, what `ntkit.networks.convergence` gives. `components`: how many
+    are drawn on the left, one from each part of the spectrum: the one that has most of the labels. `title`: a heading.
+
+    **Raises:**
+
+    - `ValueError`: there are no labels, or no components.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    if not found:
+        raise ValueError("found: expected at least one set of labels, got none")
+    if components < 1:
+        raise ValueError(f"components: got {components}, expected at least 1")
+    figure = Figure(figsize=(12.6, 3.8), dpi=_DPI, facecolor="white", layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    each, whole, spread = figure.subplots(1, 3)
+    name, first = next(iter(found.items()))
+    edges = np.unique(np.geomspace(1, len(first.eigenvalues) + 1, components + 1).round().astype(int)) - 1
+    # Of each part of the spectrum the component that has most of the labels: of one with none there is nothing left.
+    numbers = [low + int(np.argmax(first.initial[low:high])) for low, high in itertools.pairwise(edges)]
+    for place, number in enumerate(numbers):
+        line: dict[str, Any] = {"color": _LINES[place % len(_LINES)], "linewidth": 1.6}
+        size = first.initial[number]
+        each.plot(first.steps, first.measured[:, number] / size, label=f"component {number}", **line)
+        each.plot(first.steps, first.predicted[:, number] / size, "--", alpha=0.6, **line)
+    for place, (labels, one) in enumerate(found.items()):
+        line = {"color": _LINES[place % len(_LINES)], "linewidth": 1.6}
+        whole.plot(one.steps, one.left(one.measured), label=labels, **line)
+        whole.plot(one.steps, one.left(one.predicted), "--", alpha=0.6, label=f"{labels}, predicted", **line)
+        spread.plot(np.arange(1, len(one.shares) + 1), np.cumsum(one.shares), label=labels, **line)
+    for axes, what, along in (
+        (each, f"left of each component, {name}", "steps"),
+        (whole, "left of the labels, ‖y − f‖ / ‖y‖", "steps"),
+        (spread, "labels along the first eigenvectors", "number of eigenvectors"),
+    ):
+        axes.set_title(what, fontsize=10, loc="left")
+        axes.set_xlabel(along, fontsize=9, color=_SOFT)
+        if along == "steps":
+            axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+            axes.set_xlim(left=0)
+        else:
+            axes.set_xscale("log")
+        axes.set_ylim(0, 1.05)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        axes.legend(fontsize=7.5, frameon=False, labelcolor=_INK, handlelength=2.5)
+        _style(axes)
     return figure
 
 

@@ -1,0 +1,78 @@
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+import ntkit
+from ntkit import networks, plot
+from ntkit.data import Standardize
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = RNG.uniform(size=(20, 6)).astype(np.float32)
+Y = RNG.normal(size=(20, 3)).astype(np.float32)
+STEPS = (0, 1, 2, 10, 40)
+
+
+def test_a_linear_model_is_as_predicted_and_as_plain_numpy() -> None:
+    preprocessing = Standardize.fit(X)
+    found = networks.convergence(
+        nn.Dense(3), X, Y, key=KEY, at=STEPS[::-1], learning_rate=0.5, preprocessing=preprocessing
+    )
+    assert found.steps == STEPS
+    shown = np.asarray(preprocessing.transform(X), np.float64)
+    rows = np.concatenate([shown, np.ones((20, 1))], axis=1)
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    np.testing.assert_allclose(found.eigenvalues, values[::-1], atol=1e-4)
+    weights, left = np.zeros((7, 3)), {}
+    for step in range(41):
+        residual = Y - rows @ weights
+        left[step] = np.linalg.norm(residual)
+        top = np.linalg.norm(vectors[:, -1] @ residual)
+        if step in STEPS:
+            np.testing.assert_allclose(found.measured[STEPS.index(step), 0], top, rtol=1e-3, atol=1e-4)
+        weights += 0.5 / 20 * rows.T @ residual
+    expected = [left[step] / left[0] for step in STEPS]
+    np.testing.assert_allclose(found.left(found.measured), expected, rtol=1e-4)
+    np.testing.assert_allclose(found.left(found.predicted), expected, rtol=1e-4)
+    np.testing.assert_allclose(found.predicted, found.measured, rtol=1e-3, atol=1e-4)
+    assert np.sum(found.shares) == pytest.approx(1)
+
+
+def test_wider_networks_are_nearer_to_the_prediction_of_the_infinitely_wide_one() -> None:
+    def off(width: int, kernel: ntkit.Kernel | None) -> float:
+        module = ntkit.fc(1).flax(3, width)
+        found = networks.convergence(module, X, Y, key=KEY, at=(0, 5, 20), kernel=kernel)
+        return np.abs(found.left(found.predicted) - found.left(found.measured)).max()
+
+    infinite = ntkit.ntk(ntkit.fc(1))
+    assert off(4096, infinite) < 0.02 < off(8, infinite)
+    assert off(4096, None) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 1e3}, "learning_rate: got "),
+        ({"at": (0,)}, r"at: got \(0,\), expected"),
+        ({"targets": Y[:5]}, "targets: got"),
+    ],
+)
+def test_bad_arguments(change: dict, message: str) -> None:
+    given = {"images": X, "targets": Y, "key": KEY, "at": (0, 2)} | change
+    with pytest.raises(ValueError, match=message):
+        networks.convergence(nn.Dense(3), **given)
+
+
+def test_is_drawn() -> None:
+    found = networks.convergence(nn.Dense(3), X, Y, key=KEY, at=(0, 2, 4))
+    figure = plot.convergence({"true": found, "random": found}, components=3, title="title")
+    each, whole, spread = figure.axes
+    drawn = {line.get_label(): line.get_xydata() for line in whole.lines}
+    np.testing.assert_allclose(drawn["true"], np.stack([(0, 2, 4), found.left(found.measured)], axis=1))
+    np.testing.assert_allclose(drawn["random, predicted"], np.stack([(0, 2, 4), found.left(found.predicted)], axis=1))
+    assert len(each.lines) == 6
+    assert spread.lines[0].get_ydata()[-1] == pytest.approx(1)
+    for bad, message in ((({}, 3), "found: expected"), (({"true": found}, 0), "components: got 0")):
+        with pytest.raises(ValueError, match=message):
+            plot.convergence(bad[0], components=bad[1])
