@@ -38,7 +38,7 @@ from ntkit.data import Preprocessing, Split, one_hot
 from ntkit.kernels import Kernel
 from ntkit.networks.training import Module
 from ntkit.networks.transfer import Row, random_noise, transfer, transfer_rows
-from ntkit.runs import Interrupted, Run, atomic_write, progress, write_report
+from ntkit.runs import Interrupted, Run, atomic_write, progress
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
 # What the kinds of images are called in tables and pictures.
@@ -337,8 +337,7 @@ def _write_report(run: Run, title: str, task: _Task, crafted: _Crafted, found: S
     summary |= {
         f"{last['network']}, {NAMES[of]}": f"{100 * np.mean(values):.1f} %" for of, values in last["accuracy"].items()
     }
-    write_report(
-        run.path / "report.html",
+    run.report(
         title=title,
         summary=summary,
         tables={"Accuracy in percent": _table(crafted, found)},
@@ -346,8 +345,4 @@ def _write_report(run: Run, title: str, task: _Task, crafted: _Crafted, found: S
             "Accuracy of the networks": run.path / "transfer.png",
             "Examples crafted on the kernel": run.path / "examples.png",
         },
-        config=run.config,
-        versions=run.versions,
-        device=run.device,
-        footer=f"Made by ntkit {run.versions['ntkit']}, {run.created}.",
     )

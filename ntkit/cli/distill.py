@@ -51,7 +51,7 @@ from ntkit.cli.robustness import (
 from ntkit.cli.tables import accuracy_table, in_words, print_table
 from ntkit.distill import Distilled
 from ntkit.kernels import Kernel
-from ntkit.runs import Interrupted, Run, atomic_write, write_report
+from ntkit.runs import Interrupted, Run, atomic_write
 
 # What says where a run is or how it is watched, not what it computes.
 _NOT_CONFIG = ("out", "resume", "checkpoint_every", "full_set_limit", *ROBUSTNESS, *DISTRIBUTED)
@@ -281,16 +281,11 @@ def write_results(
         with atomic_write(run.path / "robustness.json", "w") as file:
             file.write(json.dumps(robust, indent=2) + "\n")
         tables["What is left under attack"] = robustness_in_words(robust)
-    write_report(
-        run.path / "report.html",
+    run.report(
         title=f"{prepared.dataset.name}, {title}",
         summary={row["images"]: row["test accuracy"] for row in written},
         tables=tables,
         figures=figures,
-        config=run.config,
-        versions=run.versions,
-        device=run.device,
-        footer=f"Made by ntkit {run.versions['ntkit']}, {run.created}.",
     )
 
 

@@ -36,7 +36,7 @@ from ntkit.data import Split, one_hot
 from ntkit.networks import Dynamics as KernelDynamics
 from ntkit.networks import Linearization
 from ntkit.networks.training import Module
-from ntkit.runs import Run, atomic_write, write_report
+from ntkit.runs import Run, atomic_write
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
 # Numbers of the largest eigenvalues whose share is given.
@@ -318,14 +318,9 @@ def _write_report(
         "Rotation of the kernel and its parts, and its norm": _further(found),
         LINEARIZED if linearized else ACCURACY: _accuracy(found, linearized),
     }
-    write_report(
-        run.path / "report.html",
+    run.report(
         title=title,
         summary=summary,
         tables=tables,
         figures={"The kernel on its way": run.path / "dynamics.png"},
-        config=run.config,
-        versions=run.versions,
-        device=run.device,
-        footer=f"Made by ntkit {run.versions['ntkit']}, {run.created}.",
     )

@@ -32,7 +32,7 @@ from ntkit.cli.options import (
 from ntkit.cli.tables import print_table
 from ntkit.data import Split, one_hot
 from ntkit.kernels import of_pixels
-from ntkit.runs import Run, atomic_write, write_report
+from ntkit.runs import Run, atomic_write
 
 # Where the spectrum is cut for the table.
 EDGES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
@@ -159,8 +159,7 @@ def _write_report(
         scale=(0.0, 1.0),
     )
     plot.save(grid, run.path / "gradients.png")
-    write_report(
-        run.path / "report.html",
+    run.report(
         title=title,
         summary={name.replace("_", " "): f"{value:.4g}" for name, value in spectrum.items()},
         tables={"Parts of the spectrum": _in_words(rows)},
@@ -168,8 +167,4 @@ def _write_report(
             "Each feature": run.path / "features.png",
             "What features look at: their gradients by the pixels": run.path / "gradients.png",
         },
-        config=run.config,
-        versions=run.versions,
-        device=run.device,
-        footer=f"Made by ntkit {run.versions['ntkit']}, {run.created}.",
     )

@@ -21,7 +21,7 @@ from ntkit.cli.tables import print_table
 from ntkit.data import Split, one_hot
 from ntkit.features.scores import HIGHER_IS_BETTER
 from ntkit.networks.training import Module
-from ntkit.runs import atomic_write, progress, write_report
+from ntkit.runs import atomic_write, progress
 
 CANDIDATE = re.compile(r"(fc|convnet|conv|myrtle)(\d+)(?:x(\d+))?|(simple_cnn|alexnet|vgg11)(?:x(\d+))?")
 BUILD = {"fc": ntkit.fc, "conv": ntkit.conv, "convnet": ntkit.convnet, "myrtle": ntkit.myrtle}
@@ -106,16 +106,11 @@ class Score(RunOptions, DataOptions):
                 file.write(json.dumps({"networks": rows, "kendall": taus}, indent=2) + "\n")
             title = f"{self.dataset}, {len(rows)} networks by what their kernels say of them"
             tables = {"Scores and trained accuracy": _in_words(rows), TAUS: _taus_in_words(taus)}
-            write_report(
-                run.path / "report.html",
+            run.report(
                 title=title,
                 summary={"networks": str(len(rows)), "seeds": str(self.seeds)},
                 tables=tables,
                 figures={},
-                config=run.config,
-                versions=run.versions,
-                device=run.device,
-                footer=f"Made by ntkit {run.versions['ntkit']}, {run.created}.",
             )
         print_table(title, _in_words(rows))
         print_table(TAUS, _taus_in_words(taus))

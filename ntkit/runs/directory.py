@@ -5,7 +5,7 @@ import json
 import operator
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from ntkit.runs import checkpoints, environment, lock, metrics
 from ntkit.runs.files import atomic_write, is_temporary
+from ntkit.runs.report import write_report
 
 State = TypeVar("State")
 
@@ -186,6 +187,30 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """All records of `log`, oldest first; a last line torn by a kill is left out."""
         return metrics.read(self._metrics)
+
+    def report(
+        self,
+        *,
+        title: str,
+        summary: str | Mapping[str, object] = "",
+        tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
+        figures: Mapping[str, object] | None = None,
+    ) -> None:
+        """Write `report.html`, with the run's configuration, versions and device in it.
+
+        **Arguments:** as for [`ntkit.runs.write_report`][].
+        """
+        write_report(
+            self.path / "report.html",
+            title=title,
+            summary=summary,
+            tables=tables,
+            figures=figures,
+            config=self.config,
+            versions=self.versions,
+            device=self.device,
+            footer=f"Made by ntkit {self.versions['ntkit']}, {self.created}.",
+        )
 
     def save(self, step: int, state: object) -> None:
         """Write a checkpoint and return when it is on disk. The last two steps are kept.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ntkit import plot
-from ntkit.runs import write_report
+from ntkit.runs import Run, write_report
 
 VOID = {"meta", "img", "br", "hr", "link"}
 
@@ -109,3 +109,12 @@ def test_bad_figures_leave_the_old_report(tmp_path, picture, error, message):
     with pytest.raises(error, match=message):
         write_report(path, title="t", figures={"f": picture})
     assert path.read_text() == "old"
+
+
+def test_a_run_s_report_says_what_it_was(tmp_path):
+    run = Run.create(tmp_path / "run", {"depth": 17})
+    run.report(title="t", tables={"numbers": [{"of": 0.25}]})
+    _, page = read(run.path / "report.html")
+    words = " ".join(page.text)
+    for expected in ("depth", "17", "0.25", run.versions["jax"], run.device["platform"], run.created):
+        assert expected in words
