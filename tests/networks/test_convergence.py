@@ -50,6 +50,23 @@ def test_wider_networks_are_nearer_to_the_prediction_of_the_infinitely_wide_one(
     assert off(4096, None) < 0.01
 
 
+@pytest.mark.slow
+def test_true_labels_are_learned_faster_than_random_ones_and_as_predicted() -> None:
+    digits = ntkit.data.load("digits")
+    images = digits.train.images[:60]
+    true = np.where(digits.train.labels[:60] < 5, 1.0, -1.0)[:, None].astype("f")
+    left, shares = [], []
+    for y in (true, np.random.default_rng(0).permutation(true)):
+        found = networks.convergence(
+            ntkit.fc(1).flax(1, 4096), images, y, key=KEY, at=(0, 10, 40), kernel=ntkit.ntk(ntkit.fc(1))
+        )
+        np.testing.assert_allclose(found.measured, found.predicted, atol=0.05 * np.linalg.norm(y))
+        left.append(found.left(found.measured)[-1])
+        shares.append(np.sum(found.shares[:10]))
+    assert left[0] < 0.8 * left[1]
+    assert shares[0] > 2 * shares[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
