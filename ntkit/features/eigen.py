@@ -90,17 +90,17 @@ def eigenfeatures(
     **Arguments:**
 
     - `kernel`, `x`, `y`: as in [`ntkit.regression.fit`][].
-    - `top`: how many features, of the largest eigenvalues. `None`: all, by a full decomposition in the precision of K.
-      Fewer are found by SciPy's `eigsh` (Lanczos with restarts), which only multiplies with K, so that it need not fit
-      in memory.
+    - `top`: how many features, of the largest eigenvalues. `None`: all, by a full decomposition of K in float64 on the
+      host. Fewer are found by SciPy's `eigsh` (Lanczos with restarts), which only multiplies with K, so that it need
+      not fit in memory.
     - `gram`: K, if you have it: an array, or a memory map, as `ntkit.gram(…, store=…)` gives.
     - `mesh`, `block_size`: for `top`, of products with a K that is computed again in each, or is read from a disk; as
       in [`ntkit.regression.fit`][].
 
     **Returns:** [`EigenFeatures`][].
 
-    **Warns:** [`RankWarning`][] if eigenvalues are so small beside the largest, up to n times the rounding of one
-    number, that their eigenvectors are noise. These features are left out.
+    **Warns:** [`RankWarning`][] if eigenvalues are so small beside the largest, up to 8 times the rounding of K's
+    entries, that their eigenvectors are noise. These features are left out.
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix is not finite.
     """
@@ -111,15 +111,17 @@ def eigenfeatures(
     operator = operator_of(kernel, x, gram, mesh, block_size)
     # Lanczos needs some room; without it the full decomposition is the faster one, too.
     if top is None or 2 * top >= n:
-        eigenvalues, vectors = eigh(operator.dense())
+        eigenvalues, vectors = _decomposed(np.array(operator.dense(), np.float64))
     else:
         eigenvalues, vectors = _lanczos(operator, int(top))
     if not np.isfinite(eigenvalues).all():
         raise FloatingPointError(
             "eigenfeatures: not finite; look for NaN or infinite values in the inputs and the kernel"
         )
-    eigenvalues, vectors = eigenvalues[:top], vectors[:, :top]
-    rank = int(np.sum(np.asarray(eigenvalues) > rounding_of(np.asarray(eigenvalues), n, operator.dtype)))
+    eigenvalues, vectors = eigenvalues[:top], _with_signs(vectors[:, :top])
+    # Rounding of K's entries, and of the decomposition.
+    noise = max(8 * jnp.finfo(operator.dtype).eps, n * np.finfo(np.float64).eps) * np.abs(eigenvalues).max()
+    rank = int(np.sum(eigenvalues > noise))
     if rank < len(eigenvalues):
         warnings.warn(
             f"kernel: of {len(eigenvalues)} eigenvalues {len(eigenvalues) - rank} are zero but for rounding, and their "
@@ -128,23 +130,27 @@ def eigenfeatures(
             stacklevel=2,
         )
     eigenvalues, vectors = eigenvalues[:rank], vectors[:, :rank]
-    coefficients = jnp.matmul(vectors.T, y.astype(vectors.dtype), precision="highest")
-    return EigenFeatures(kernel, x, eigenvalues, vectors, coefficients)
+    coefficients = vectors.T @ np.asarray(y, np.float64)
+    return EigenFeatures(
+        kernel, x, *(jnp.asarray(array, operator.dtype) for array in (eigenvalues, vectors, coefficients))
+    )
 
 
-@jax.jit
-def eigh(gram: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
-    """Give eigenvalues, the largest first, and eigenvectors, each with its largest entry positive."""
-    eigenvalues, vectors = jnp.linalg.eigh(gram)
-    return eigenvalues[::-1], _with_signs(vectors[:, ::-1])
+def _decomposed(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give eigenvalues, the largest first, and eigenvectors.
+
+    In float64: a decomposition in float32 mixes eigenvectors whose eigenvalues are nearer than its rounding of the
+    largest one, which is most of them, though a matrix of float32 tells them apart.
+    """
+    from scipy.linalg import eigh
+
+    if not np.isfinite(gram).all():
+        return np.full(len(gram), np.nan), gram
+    eigenvalues, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
+    return eigenvalues[::-1], vectors[:, ::-1]
 
 
-def rounding_of(eigenvalues: np.ndarray, n: int, dtype: np.dtype) -> float:
-    """Give the size up to which eigenvalues of an (n, n) matrix are noise."""
-    return float(n * jnp.finfo(dtype).eps * np.abs(eigenvalues).max())
-
-
-def _lanczos(operator: Operator, top: int) -> tuple[Array, Array]:
+def _lanczos(operator: Operator, top: int) -> tuple[np.ndarray, np.ndarray]:
     import scipy.sparse.linalg
 
     def product(v: np.ndarray) -> np.ndarray:
@@ -156,12 +162,12 @@ def _lanczos(operator: Operator, top: int) -> tuple[Array, Array]:
     # A start of our own, so that the same arguments give the same bits.
     start = np.random.default_rng(0).standard_normal(operator.size).astype(operator.dtype)
     eigenvalues, vectors = scipy.sparse.linalg.eigsh(matrix, top, which="LA", v0=start)
-    return jnp.asarray(eigenvalues[::-1]), _with_signs(jnp.asarray(vectors[:, ::-1]))
+    return eigenvalues[::-1], vectors[:, ::-1]
 
 
-def _with_signs(vectors: Array) -> Array:
-    largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=0)[None], axis=0)
-    return vectors * jnp.where(largest < 0, -1, 1)
+def _with_signs(vectors: np.ndarray) -> np.ndarray:
+    largest = np.take_along_axis(vectors, np.argmax(np.abs(vectors), axis=0)[None], axis=0)
+    return vectors * np.where(largest < 0, -1, 1)
 
 
 @jax.jit

@@ -118,7 +118,6 @@ class _Sums(NamedTuple):
     squares: Any
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _block(
     how: _How,
     kernel: Kernel,
@@ -128,16 +127,37 @@ def _block(
     columns: Float[Array, "k outputs"],
 ) -> _Sums:
     """Measure some features on some images: (x, classes, which of them count)."""
-    x, classes, counts = images
-    targets = targets_of(classes, columns.shape[1])
+    # Compiled apart: in one function XLA fuses the steps into the products that give the gradients, which takes longer.
+    values, gradients = _slopes(kernel, support, images[0], vectors)
+    return _measure(how, kernel, support, images, vectors, columns, values, gradients)
+
+
+@jax.jit
+def _slopes(kernel: Kernel, support: Array, x: Array, vectors: Array) -> tuple[Array, Array]:
+    """Give what multiplies each feature's column, (m, k), and its gradients (k, m, …)."""
 
     def slopes(x: Array, vectors: Array) -> tuple[Array, Array]:
-        """Give what multiplies each feature's column, (m, k), and its gradients (k, m, …)."""
         values, pull = jax.vjp(lambda x: kernel(x, support), x)
         gradients = jax.vmap(lambda v: pull(jnp.broadcast_to(v, values.shape).astype(values.dtype))[0], 1)(vectors)
         return jnp.matmul(values, vectors, precision="highest"), gradients
 
-    values, gradients = fast_in_loops(slopes)(x, vectors)
+    return fast_in_loops(slopes)(x, vectors)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measure(
+    how: _How,
+    kernel: Kernel,
+    support: Array,
+    images: tuple[Array, Array, Array],
+    vectors: Float[Array, "n k"],
+    columns: Float[Array, "k outputs"],
+    values: Float[Array, "m k"],
+    gradients: Float[Array, "k m ..."],
+) -> _Sums:
+    """Attack each feature's images along its gradients, and count."""
+    x, classes, counts = images
+    targets = targets_of(classes, columns.shape[1])
 
     def loss(value: Array, column: Array) -> Array:
         return jnp.sum(cross_entropy(value[:, None] * column, classes))

@@ -70,6 +70,23 @@ def test_a_spectrum_that_is_known() -> None:
     np.testing.assert_allclose(np.sum(np.sort(shares)[-2:]), 1, atol=1e-5)
 
 
+def test_eigenvectors_of_near_eigenvalues_are_told_apart() -> None:
+    """A Gram matrix of float32 whose small eigenvalues are apart by less than float32's rounding of the largest one."""
+    n = 60
+    vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))[0]
+    vectors *= np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0))
+    eigenvalues = np.concatenate([[1.0], 3e-5 * (1 + 0.01 * np.arange(n - 1)[::-1])])
+    gram = ((vectors * eigenvalues) @ vectors.T).astype("f")
+    x, labels = data(n)
+    found = features.eigenfeatures(KERNEL, x, one_hot(labels, 3), gram=gram)
+    assert len(found) == n
+    np.testing.assert_allclose(found.eigenvalues, eigenvalues, rtol=1e-3)
+    overlaps = np.abs(np.sum(np.asarray(found.vectors, np.float64) * vectors, 0))
+    assert overlaps.min() > 0.95
+    by_float32 = np.asarray(jnp.linalg.eigh(jnp.asarray(gram))[1], np.float64)[:, ::-1]
+    assert np.abs(np.sum(by_float32 * vectors, 0)).min() < 0.95
+
+
 def test_copies_have_no_features_of_their_own() -> None:
     x, labels = data()
     x, labels = np.concatenate([x, x[:5]]), np.concatenate([labels, labels[:5]])
