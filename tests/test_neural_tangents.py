@@ -427,6 +427,7 @@ def test_empirical_ntk_traced_and_vmapped(name: str, implementation: str) -> Non
     np.testing.assert_allclose(jax.jit(kernel_fn)(x1, x2, params), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_empirical_ntk_vector_product() -> None:
     x = random.normal(KEY, (3, 4, 4, 3))
     apply_fn, params = NETWORKS["fc"](x.shape)

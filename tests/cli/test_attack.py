@@ -181,6 +181,7 @@ def test_bad_input_is_one_line_and_exit_status_2(options, tmp_path, monkeypatch,
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.slow
 def test_training_that_diverges(tmp_path, capsys):
     diverging = ("--network-steps", "100", "--network-learning-rate", "1e20")
     assert command(*TINY, *diverging, "--out", tmp_path / "run") == 2

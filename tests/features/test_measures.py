@@ -49,8 +49,8 @@ def test_the_sweep_is_each_feature_alone(classes, monkeypatch) -> None:
     ):
         np.testing.assert_allclose(values, expected, atol=1e-3)
     np.testing.assert_allclose(whole.eigenvalues, found.eigenvalues)
-    # Blocks of features, and then of images too.
-    for bytes_ in (4 * 12 * 24 * 5, 4 * 12 * 7):
+    # Blocks of features and of images, and of features alone.
+    for bytes_ in (4 * 12 * 7, 4 * 12 * 24 * 5)[: 4 - classes]:
         monkeypatch.setattr(importlib.import_module("ntkit.features.sweep"), "BLOCK_BYTES", bytes_)
         parts = features.sweep(found, x, labels, BALL)
         np.testing.assert_allclose(parts.robust_accuracy, whole.robust_accuracy, atol=1e-6)

@@ -39,6 +39,7 @@ def test_a_linear_model_is_as_predicted_and_as_plain_numpy() -> None:
     assert np.sum(found.shares) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_wider_networks_are_nearer_to_the_prediction_of_the_infinitely_wide_one() -> None:
     def off(width: int, kernel: ntkit.Kernel | None) -> float:
         module = ntkit.fc(1).flax(3, width)
