@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._loops import fast_in_loops
@@ -165,11 +166,13 @@ def _measure(
     # Of one feature the loss depends on one number for each image: the sign of its slope by that decides.
     by_value = jax.vmap(jax.grad(loss), (1, 0))(values, columns)
 
-    def attacked(by_value: Array, gradient: Array) -> Array:
+    def attacked(slope: tuple[Array, Array]) -> Array:
+        by_value, gradient = slope
         ascent = like(by_value, x) * gradient
         return how.ball.project(x, x + how.ball.radius * how.ball.steepest(ascent), how.bounds)
 
-    moved = jax.vmap(attacked)(by_value, gradients)
+    # A loop: what the projection asks of the images alone is computed once before it, and not for each feature.
+    moved = lax.map(attacked, (by_value, gradients))
     kernels = kernel(moved.reshape(-1, *x.shape[1:]), support).reshape(*moved.shape[:2], -1)
     after = jnp.einsum("kmn,nk->mk", kernels, vectors, precision="highest")
 
