@@ -92,7 +92,7 @@ def eigenfeatures(
     - `kernel`, `x`, `y`: as in [`ntkit.regression.fit`][].
     - `top`: how many features, of the largest eigenvalues. `None`: all, by a full decomposition of K in float64 on the
       host. Fewer are found by SciPy's `eigsh` (Lanczos with restarts), which only multiplies with K, so that it need
-      not fit in memory.
+      not fit in memory; in the precision of K, in which eigenvectors of near eigenvalues far down the spectrum mix.
     - `gram`: K, if you have it: an array, or a memory map, as `ntkit.gram(…, store=…)` gives.
     - `mesh`, `block_size`: for `top`, of products with a K that is computed again in each, or is read from a disk; as
       in [`ntkit.regression.fit`][].
