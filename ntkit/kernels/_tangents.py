@@ -22,10 +22,13 @@ from jaxtyping import Array, Float
 from ntkit._jaxprs import COMPILED, CONVOLUTION, called, is_value, run_alone
 
 DENSE = "dot_general"
+MAXIMA = "reduce_window_max"
 # Turning or reordering weights changes no inner product of derivatives, nor does a sign, nor adding a constant.
 REARRANGED = ("reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "neg")
 SCALED = ("mul", "div")
 SHIFTED = ("add", "add_any", "sub")
+# Outputs, at most, whose derivatives are compiled each by itself.
+ONE_BY_ONE = 20
 
 
 class Factors(NamedTuple):
@@ -62,6 +65,9 @@ def tangents(
     network = _Network(closed, len(leaves))
     rest = [i for i in range(len(leaves)) if i in network.opaque]
 
+    # XLA's derivatives of maxima over windows take a CPU three times as long for a batch of cotangents as one by one.
+    alone = network.has_maxima and len(cotangents) <= ONE_BY_ONE and jax.default_backend() == "cpu"
+
     def of_one(one: Array) -> Tangents:
         def run(taps: Sequence[Array], moving: Sequence[Array]) -> tuple[Array, list[Array]]:
             given = list(leaves)
@@ -71,11 +77,16 @@ def tangents(
 
         taps = [jnp.zeros(use.shape, use.dtype) for use in network.uses]
         _, pull, entered = jax.vjp(run, taps, [leaves[i] for i in rest], has_aux=True)
-        left, others = jax.vmap(pull)(cotangents)
+        left, others = _one_by_one(pull, cotangents) if alone else jax.vmap(pull)(cotangents)
         factors = tuple(use.factors(*pair) for use, *pair in zip(network.uses, entered, left, strict=True))
         return Tangents(factors, tuple(other.reshape(len(cotangents), -1) for other in others))
 
     return jax.vmap(of_one)(x)
+
+
+def _one_by_one(pull: Callable[[Array], Any], cotangents: Array) -> Any:
+    """Pull back each cotangent by itself."""
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *(pull(one) for one in cotangents))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +160,7 @@ class _Network:
     """What JAX traced of a network with its parameters and one input, calls of compiled functions written out.
 
     `uses`: of weights that are used once, in a dense or convolutional layer. `opaque`: the parameters, by number, that
-    are used in another way.
+    are used in another way. `has_maxima`: whether there are maxima over windows of pixels.
     """
 
     def __init__(self, closed: Any, parameters: int) -> None:
@@ -160,6 +171,7 @@ class _Network:
         self._inputs = [self._new() for _ in closed.jaxpr.invars]
         [self._output] = self._inline(closed.jaxpr, constants, self._inputs)
         self.uses, self.opaque = self._find(self._inputs[:parameters])
+        self.has_maxima = any(step.equation.primitive.name == MAXIMA for step in self._steps)
 
     def run(self, inputs: Sequence[Array], taps: Sequence[Array]) -> tuple[Array, list[Array]]:
         """Give the outputs, with a tap added to what leaves each use, and what entered it, scaled as its weights."""
