@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import ArrayLike, Float, Int
 
 from ntkit import regression
@@ -49,6 +48,8 @@ def label_solve(
 
     **Raises:** `ValueError` that names the argument, what came and what was expected.
     """
+    from scipy.linalg import lstsq
+
     if not isinstance(kernel, Kernel):
         raise ValueError(f"kernel: got {kernel!r}, expected an ntkit.Kernel")
     images, labels, num_classes = check_data_set(images, labels, num_classes)
@@ -69,7 +70,7 @@ def label_solve(
     gram = np.asarray(kernel(support), np.float64)
     # Directions that the target set does not determine to the kernel's own precision are left at zero.
     cutoff = max(cross.shape) * float(jnp.finfo(support.dtype).eps)
-    weights, _, _, _ = scipy.linalg.lstsq(cross, targets, cond=cutoff, check_finite=True)
+    weights, _, _, _ = lstsq(cross, targets, cond=cutoff, check_finite=True)
     solved = gram @ weights + ridge * (np.trace(gram) / len(gram)) * weights
     distilled = Distilled(np.asarray(support), solved.astype(support.dtype), kernel=kernel)
     # What the float32 set itself achieves, not the float64 weights behind it.
