@@ -142,11 +142,11 @@ def main() -> None:
             if best is not None:
                 rows[-1]["best_rival_over_ours"] = best / found[OURS]["seconds"]
                 print(f"  the best of neural-tangents takes {rows[-1]['best_rival_over_ours']:.2f} times as long")
-    if options.out is not None:
-        settings = {"repeats": repeats, "memory_GiB": options.memory}
-        text = json.dumps({"rows": rows, **settings, "device": device(), "versions": versions()}, indent=2)
-        with atomic_write(options.out, "w") as file:
-            file.write(text + "\n")
+            if options.out is not None:
+                settings = {"repeats": repeats, "memory_GiB": options.memory}
+                text = json.dumps({"rows": rows, **settings, "device": device(), "versions": versions()}, indent=2)
+                with atomic_write(options.out, "w") as file:
+                    file.write(text + "\n")
 
 
 if __name__ == "__main__":
