@@ -84,9 +84,10 @@ def sweep(
             for first, rows in batches(m, at_once):
                 counts = jnp.asarray(np.arange(first, first + at_once) < m)
                 some = (found.x[rows], found.classes[rows], counts)
-                part = _block(
-                    how, features.kernel, features.support, some, features.vectors[:, chosen], columns[chosen]
-                )
+                vectors = features.vectors[:, chosen]
+                # Compiled apart: XLA fuses the steps into the products that give the gradients, which takes longer.
+                slopes = _slopes(features.kernel, features.support, some[0], vectors)
+                part = _measure(how, features.kernel, features.support, some, vectors, columns[chosen], *slopes)
                 total = jax.tree.map(lambda one, other: one + np.asarray(other, np.float64), total, part)
             totals.append(_Sums(*(values[: k - start] for values in total)))
             bar.update(min(k, start + size))
@@ -119,20 +120,6 @@ class _Sums(NamedTuple):
     squares: Any
 
 
-def _block(
-    how: _How,
-    kernel: Kernel,
-    support: Array,
-    images: tuple[Array, Array, Array],
-    vectors: Float[Array, "n k"],
-    columns: Float[Array, "k outputs"],
-) -> _Sums:
-    """Measure some features on some images: (x, classes, which of them count)."""
-    # Compiled apart: in one function XLA fuses the steps into the products that give the gradients, which takes longer.
-    values, gradients = _slopes(kernel, support, images[0], vectors)
-    return _measure(how, kernel, support, images, vectors, columns, values, gradients)
-
-
 @jax.jit
 def _slopes(kernel: Kernel, support: Array, x: Array, vectors: Array) -> tuple[Array, Array]:
     """Give what multiplies each feature's column, (m, k), and its gradients (k, m, …)."""
@@ -156,7 +143,7 @@ def _measure(
     values: Float[Array, "m k"],
     gradients: Float[Array, "k m ..."],
 ) -> _Sums:
-    """Attack each feature's images along its gradients, and count."""
+    """Attack each feature's images, (x, classes, which of them count), along its gradients, and count."""
     x, classes, counts = images
     targets = targets_of(classes, columns.shape[1])
 
