@@ -82,7 +82,13 @@ def convergence(
     kernel = empirical_ntk(module.apply, network.variables) if kernel is None else kernel
     values, vectors = np.linalg.eigh(np.asarray(kernel(shown), np.float64))
     values, vectors = values[::-1], vectors[:, ::-1]
-    rate = len(values) / values[0] if learning_rate is None else learning_rate
+    highest = 2 * len(values) / values[0]
+    rate = highest / 2 if learning_rate is None else learning_rate
+    if not (np.ndim(rate) == 0 and 0 < rate < highest):
+        raise ValueError(
+            f"learning_rate: got {learning_rate!r}, expected a number above 0 and below {highest:g}, 2 n over the "
+            "kernel's largest eigenvalue"
+        )
     networks = checkpoints(
         module,
         images,
