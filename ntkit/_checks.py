@@ -1,31 +1,319 @@
-"""What batches of inputs and non-negative scalars must be, whoever takes them: one rule for the whole library."""
+"""Checks of arguments at the library's doors: one for each kind, whoever takes it.
+
+Each is given the argument's name as the caller's user knows it, and the value; it gives the value back, converted, or
+raises `ValueError` with one line, `name: got X, expected Y`. Checks of the library's own classes stand beside these.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import numbers
+import operator
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
+
+T = TypeVar("T")
+
+# Counts and indices are 32-bit integers in compiled code.
+MOST = 2**31 - 1
 
 
-def check_batch(name: str, x: np.ndarray | jax.Array) -> None:
-    """Raise `ValueError` that names the argument unless `x` is floats (n, height, width, channels) or (n, d).
+def wrong(name: str, value: object, expected: str) -> ValueError:
+    """Give the error of an argument that is not what was expected."""
+    return ValueError(f"{name}: got {told(value)}, expected {expected}")
+
+
+def told(value: object) -> str:
+    """Say in one short line what a value is."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, np.ndarray | jax.Array):
+        if value.shape == () and not isinstance(value, jax.core.Tracer) and value.dtype.kind in "biufc":
+            return repr(value.item())
+        return f"{value.dtype} of shape {value.shape}"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        # Others' `__repr__` may raise anything, and what is to be told is another fault.
+        text = type(value).__name__
+    return text if len(text) <= 100 else f"{text[:80]}… ({type(value).__name__})"
+
+
+def traced(*values: object) -> bool:
+    """Whether any leaf of these pytrees is a tracer, of `jit`, `grad` or `vmap`."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+# --- Numbers
+
+
+def check_integer(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
+    """An integer from `least` to `most`; no bool, and no float that happens to be one."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
+        # Nobody who gives a float or −1 wants to know of the last 32-bit integer.
+        open_ended = most == MOST and (number is None or number < least)
+        raise wrong(name, value, f"an integer {_between(least, None if open_ended else most)}")
+    return number
+
+
+def check_integers(name: str, values: Any, least: int = 1, most: int = MOST) -> tuple[int, ...]:
+    """One integer or more, in a sequence."""
+    expected = f"one or more integers {_between(least, None if most == MOST else most)}"
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise wrong(name, values, expected)
+    try:
+        found = tuple(check_integer(name, value, least, most) for value in values)
+    except (TypeError, ValueError):  # an array without axes is iterable by its type alone
+        found = ()
+    if not found:
+        raise wrong(name, values, expected)
+    return found
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    infinite: bool = False,
+    unit: str = "",
+) -> float:
+    """A real number, not a tracer, that is finite unless `infinite`, and in the range that is given."""
+    number = _real(value)
+    inside = (
+        number is not None
+        and (np.isfinite(number) or (infinite and number == np.inf))
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+    )
+    if number is None or not inside:
+        where = f"above {above:g}" if above is not None else _between(least, most) if least is not None else ""
+        where += f" and at most {most:g}" if most is not None and (above is not None or least is None) else ""
+        kind = "number" if infinite or most is not None else "finite number"
+        expected = f"a {kind} {where}".strip() + (", or infinity" if infinite else "")
+        raise wrong(name, value, expected + (f", in {unit}" if unit else ""))
+    return number
+
+
+def check_positive(name: str, value: Any, *, unit: str = "") -> float:
+    """A finite number above 0."""
+    return check_number(name, value, above=0, unit=unit)
+
+
+def check_scalar(name: str, value: Any, *, infinite: bool = False) -> Any:
+    """A finite number of at least 0 that may be traced, so that it can be differentiated by: the value as it is."""
+    if isinstance(value, jax.core.Tracer):
+        if value.shape != () or not _is_real(value.dtype):
+            raise wrong(name, value, "a scalar of at least 0")
+        return value
+    check_number(name, value, least=0, infinite=infinite)
+    return value
+
+
+def check_seconds(name: str, value: Any) -> float:
+    """A time to wait: a number of seconds, or infinity for never."""
+    return check_number(name, value, least=0, infinite=True, unit="seconds")
+
+
+def _real(value: Any) -> float | None:
+    """A real number as a float; None for anything else, a tracer among it."""
+    if isinstance(value, bool | np.bool_ | jax.core.Tracer):
+        return None
+    if isinstance(value, np.ndarray | jax.Array) and (value.shape != () or not _is_real(value.dtype)):
+        return None
+    if not isinstance(value, numbers.Real | np.ndarray | np.generic | jax.Array):
+        return None
+    try:
+        return float(value)
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+def _is_real(dtype: Any) -> bool:
+    # JAX's view of dtypes, not NumPy's: bfloat16 is a float too.
+    return bool(jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating))
+
+
+def _between(least: float | None, most: float | None) -> str:
+    return f"of at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+
+
+# --- Choices, functions, objects
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that merely is true or false."""
+    if not isinstance(value, bool | np.bool_):
+        raise wrong(name, value, "True or False")
+    return bool(value)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str], others: str = "") -> str:
+    """One of a few strings. `others`: what else the caller takes, for the message."""
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
+        one_of = "one of " if len(known) > 2 else ""
+        shown = ", ".join(map(repr, known)) if one_of or others else " or ".join(map(repr, known))
+        raise wrong(name, value, f"{one_of}{shown}" + (f", or {others}" if others else ""))
+    return value
+
+
+def check_option(name: str, value: Any, options: Mapping[str, T], others: str) -> T:
+    """What one of a few strings stands for, or a function as it is. `others`: what function it may be."""
+    if callable(value) and not isinstance(value, type):
+        return value
+    return options[check_choice(name, value, sorted(options), others)]
+
+
+def check_text(name: str, value: Any) -> str:
+    """A string, such as a name."""
+    if not isinstance(value, str):
+        raise wrong(name, value, "a string")
+    return value
+
+
+def check_callable(name: str, value: Any, expected: str) -> Callable[..., Any]:
+    """A function, or an object that can be called; not a class, which is what a forgotten `()` gives."""
+    if not callable(value) or isinstance(value, type):
+        raise wrong(name, value, expected)
+    return value
+
+
+def check_instance(name: str, value: Any, kind: type[T], expected: str) -> T:
+    """An object of a class."""
+    if not isinstance(value, kind):
+        raise wrong(name, value, expected)
+    return value
+
+
+def check_named(name: str, values: Any, expected: str) -> Mapping[str, Any]:
+    """A mapping from names, strings, to whatever the caller looks at next."""
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise wrong(name, values, expected)
+    return values
+
+
+def check_sequence(name: str, values: Any, expected: str) -> Sequence[Any]:
+    """A list or tuple, or the like: not a string, which is one of its letters."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise wrong(name, values, expected)
+    return values
+
+
+def check_key(name: str, key: Any) -> Array:
+    """One key of `jax.random`, of the new kind or the old one (2,); it may be traced."""
+    new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not isinstance(key, jax.Array) or not (key.shape == () if new else key.shape == (2,) and key.dtype == np.uint32):
+        raise wrong(name, key, "jax.random.key(seed)")
+    return key
+
+
+# --- Arrays
+
+
+def check_array(name: str, value: Any, expected: str = "an array of numbers") -> np.ndarray | Array:
+    """An array, JAX's or NumPy's, as it is, or what NumPy makes of lists of numbers."""
+    array = value
+    if not isinstance(value, np.ndarray | jax.Array):
+        try:
+            array = np.asarray(value)
+        except Exception:
+            # Of an object of any kind NumPy asks this and that, which may raise anything.
+            raise wrong(name, value, expected) from None
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
+        raise wrong(name, value, expected)
+    return array
+
+
+def check_floats(name: str, value: Any, expected: str = "floats") -> np.ndarray | Array:
+    """An array of real floating-point numbers, of any shape."""
+    array = check_array(name, value, f"an array of {expected}")
+    # JAX's view of dtypes, not NumPy's: bfloat16 is a float too.
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name}: got dtype {array.dtype}, expected {expected}")
+    return array
+
+
+def check_batch(name: str, value: Any) -> np.ndarray | Array:
+    """Inputs to a kernel or a network: floats (n, height, width, channels) or (n, d), none of these 0.
 
     Only shape and dtype are looked at: values may be traced, and reading them would wait for the device.
     """
-    if x.ndim not in (2, 4):
-        raise ValueError(f"{name}: got shape {x.shape}, expected (n, height, width, channels) or (n, d)")
-    # JAX's view of dtypes, not NumPy's: bfloat16 is a float too.
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: got dtype {x.dtype}, expected floats (images in [0, 1], or preprocessed)")
-    if 0 in x.shape:
-        raise ValueError(f"{name}: got shape {x.shape}, expected at least one input and one value in it")
+    array = check_array(name, value, "an array of floats")
+    if array.ndim not in (2, 4):
+        raise ValueError(f"{name}: got shape {array.shape}, expected (n, height, width, channels) or (n, d)")
+    check_floats(name, array, "floats (images in [0, 1], or preprocessed)")
+    if 0 in array.shape:
+        raise ValueError(f"{name}: got shape {array.shape}, expected at least one input and one value in it")
+    return array
 
 
-def is_scale(value: Any) -> bool:
-    """Whether `value` is a number, not a tracer, that is finite and at least 0."""
-    if np.ndim(value) != 0 or not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
-        return False
-    number = np.asarray(value)
-    return bool(jnp.issubdtype(number.dtype, jnp.number) and np.isfinite(number) and number >= 0)
+def check_targets(name: str, value: Any, n: int) -> np.ndarray | Array:
+    """Regression targets: floats (n, outputs), a row for each of n inputs."""
+    array = check_array(name, value, f"an array of floats ({n}, outputs)")
+    if array.ndim != 2 or len(array) != n or array.shape[1] == 0:
+        raise ValueError(f"{name}: got shape {array.shape}, expected ({n}, outputs), one row of targets per input")
+    return check_floats(name, array, "floats (ntkit.data.one_hot makes them of labels)")
+
+
+def check_finite(name: str, value: Any, expected: str = "finite numbers") -> np.ndarray:
+    """An array of finite real numbers on the host, in float64; not empty."""
+    array = check_array(name, value)
+    if isinstance(array, jax.core.Tracer):
+        raise ValueError(f"{name}: got a traced array, expected one outside of jit, grad and vmap")
+    if not _is_real(array.dtype):
+        raise ValueError(f"{name}: got dtype {array.dtype}, expected real numbers")
+    array = np.asarray(array, np.float64)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"{name}: got {'no numbers' if array.size == 0 else 'NaN or infinity'}, expected {expected}")
+    return array
+
+
+def check_square(name: str, value: Any) -> np.ndarray:
+    """A Gram matrix on the host: finite numbers (n, n), in float64."""
+    array = check_finite(name, value)
+    if array.ndim != 2 or array.shape[0] != array.shape[1]:
+        raise ValueError(f"{name}: got shape {array.shape}, expected a square")
+    return array
+
+
+# --- Paths
+
+
+def check_path(name: str, value: Any) -> Path:
+    """A path, as a string or a `pathlib.Path`; nothing is asked of what is there."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(path := os.fspath(value), str) or not path:
+        raise wrong(name, value, "a path")
+    if "\0" in path:
+        raise wrong(name, value, "a path without a zero character")
+    return Path(path)
+
+
+def check_file(name: str, value: Any, expected: str) -> Path:
+    """A regular file that is there: opening a pipe would wait for whoever writes to it, and a device for ever.
+
+    **Raises:** `FileNotFoundError` if there is nothing; `ValueError` if it is something else.
+    """
+    path = check_path(name, value)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{name}: got {str(path)!r}, which does not exist, expected {expected}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise ValueError(f"{name}: got {str(path)!r}, which is {kind}, expected {expected}")
+    return path

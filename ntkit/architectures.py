@@ -14,11 +14,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
-import numpy as np
 
 from ntkit import _neural_tangents as nt
 from ntkit import activations
-from ntkit._checks import is_scale
+from ntkit._checks import check_choice, check_integer, check_scalar
 from ntkit._pytrees import told_apart
 
 if TYPE_CHECKING:
@@ -120,8 +119,8 @@ class Architecture:
 
         **Returns:** `(init_fn, apply_fn, kernel_fn)`.
         """
-        width = _positive_int("width", self.width if width is None else width)
-        num_outputs = _positive_int("num_outputs", num_outputs)
+        width = check_integer("width", self.width if width is None else width)
+        num_outputs = check_integer("num_outputs", num_outputs)
         last = len(self.layers) - 1
         return nt.stax.serial(
             *(
@@ -141,10 +140,10 @@ class Architecture:
         """
         from ntkit._flax import Network  # flax costs most of a second to import: only who asks for it pays
 
-        width = _positive_int("width", self.width if width is None else width)
+        width = check_integer("width", self.width if width is None else width)
         # JAX compiles a module as a constant, which must be hashable: a float is, the array of a learned W_std is not.
         constant = jax.tree.map(lambda std: std if isinstance(std, jax.core.Tracer) else float(std), self)
-        return Network(constant, _positive_int("num_outputs", num_outputs), width)
+        return Network(constant, check_integer("num_outputs", num_outputs), width)
 
 
 def fc(
@@ -292,38 +291,19 @@ class _Builder:
         parameterization: Parameterization,
         width: int,
     ) -> None:
-        if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < least:
-            raise ValueError(f"{depth_name}: got {depth!r}, expected an integer of at least {least}")
-        if activation not in activations.ACTIVATIONS:
-            known = ", ".join(sorted(activations.ACTIVATIONS))
-            raise ValueError(f"activation: got {activation!r}, expected one of {known}")
-        if parameterization not in PARAMETERIZATIONS:
-            raise ValueError(f"parameterization: got {parameterization!r}, expected 'ntk' or 'standard'")
-        W_std = _std("W_std", W_std)
-        b_std = None if b_std is None else _std("b_std", b_std)
+        check_integer("depth", depth, least)
+        check_choice("activation", activation, sorted(activations.ACTIVATIONS))
+        check_choice("parameterization", parameterization, PARAMETERIZATIONS)
+        W_std = check_scalar("W_std", W_std)
+        b_std = None if b_std is None else check_scalar("b_std", b_std)
         self.parameterization = parameterization
-        self.width = _positive_int("width", width)
+        self.width = check_integer("width", width)
         self.dense = Dense(W_std, b_std)
         self.conv = Conv(W_std, b_std)
         self.activation = Activation(activation)
 
     def architecture(self, name: str, layers: tuple[Layer, ...]) -> Architecture:
         return Architecture(layers, name, self.parameterization, self.width)
-
-
-def _std(name: str, value: Std) -> Std:
-    """Let a tracer through, and a number if it is finite and not negative."""
-    if isinstance(value, jax.core.Tracer):
-        return value
-    if not is_scale(value):
-        raise ValueError(f"{name}: got {value!r}, expected a finite scalar of at least 0")
-    return value
-
-
-def _positive_int(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive integer")
-    return int(value)
 
 
 def _stax_layer(layer: Layer, width: int, parameterization: Parameterization) -> StaxTriple:

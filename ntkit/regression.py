@@ -18,11 +18,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import is_scale
+from ntkit._checks import check_scalar, traced
 from ntkit._pytrees import told_apart
 from ntkit.gram import gram as gram_in_blocks
 from ntkit.kernels import Kernel
-from ntkit.kernels._inputs import check_inputs, traced
+from ntkit.kernels._inputs import check_inputs
 from ntkit.solvers import (
     CG,
     Cholesky,
@@ -134,8 +134,7 @@ def fit(
     finite.
     """
     x, y = check_training_set(x, y)
-    if not traced(ridge) and not is_scale(ridge):
-        raise ValueError(f"ridge: got {ridge!r}, expected a finite scalar of at least 0")
+    check_scalar("ridge", ridge)
     solver = Cholesky() if solver is None else solver
     if not isinstance(solver, Solver):
         raise ValueError(f"solver: got {solver!r}, expected ntkit.regression.Cholesky() or CG()")
@@ -176,10 +175,8 @@ def flow(
     finite.
     """
     x, y = check_training_set(x, y)
-    if not traced(time) and not is_scale(time) and not (np.ndim(time) == 0 and time == jnp.inf):
-        raise ValueError(f"time: got {time!r}, expected a scalar of at least 0, or infinity")
-    if not traced(learning_rate) and not is_scale(learning_rate):
-        raise ValueError(f"learning_rate: got {learning_rate!r}, expected a finite scalar of at least 0")
+    check_scalar("time", time, infinite=True)
+    check_scalar("learning_rate", learning_rate)
     gram = gram_in_blocks(kernel, x)
     scaled_time = jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / y.size
     weights = _flow(gram, y, scaled_time)

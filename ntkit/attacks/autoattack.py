@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._checks import check_callable, check_integer, check_key
 from ntkit.attacks.apgd import apgd
 from ntkit.attacks.balls import Ball
 from ntkit.attacks.fab import fab
@@ -19,8 +20,6 @@ from ntkit.attacks.problem import (
     Bounds,
     Model,
     batches,
-    check_key,
-    check_positive_integers,
     outputs_of,
     problem,
 )
@@ -61,8 +60,12 @@ def autoattack(
 
     **Raises:** as [`ntkit.attacks.pgd`][].
     """
-    check_positive_integers(steps=steps, queries=queries, targets=targets)
-    check_key(key)
+    steps, queries, targets = (
+        check_integer(name, value) for name, value in (("steps", steps), ("queries", queries), ("targets", targets))
+    )
+    check_key("key", key)
+    if record is not None:
+        check_callable("record", record, "a function of a name and a share")
     found = problem(model, x, labels, ball, bounds, batch_size=batch_size)
     if found.traced:
         raise ValueError("model: got one inside jit, grad or vmap, expected autoattack to be called outside of them")

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ntkit._checks import is_scale
+from ntkit._checks import check_number, check_positive, wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,7 @@ class Ball(abc.ABC):
     norm: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if not is_scale(self.radius) or isinstance(self.radius, bool) or self.radius == 0:
-            raise ValueError(f"radius: got {self.radius!r}, expected a finite number above 0, in units of the pixels")
-        object.__setattr__(self, "radius", float(self.radius))
+        object.__setattr__(self, "radius", check_positive("radius", self.radius, unit="units of the pixels"))
 
     @abc.abstractmethod
     def size(self, perturbation: Float[Array, "n ..."]) -> Float[Array, " n"]:
@@ -133,14 +131,16 @@ class L2(Ball):
 def check_ball(ball: object, bounds: object) -> None:
     """Raise `ValueError` unless `ball` is one that fits into bounds that are (lowest, highest)."""
     if not isinstance(ball, Ball):
-        raise ValueError(f"ball: got {ball!r}, expected ntkit.attacks.Linf(radius) or L2(radius)")
-    if (
-        not isinstance(bounds, tuple | list)
-        or len(bounds) != 2
-        or not all(np.ndim(bound) == 0 and np.isfinite(bound) for bound in bounds)
-        or not bounds[0] < bounds[1]
-    ):
-        raise ValueError(f"bounds: got {bounds!r}, expected (lowest, highest) of the pixels, such as (0, 1)")
+        raise wrong("ball", ball, "ntkit.attacks.Linf(radius) or L2(radius)")
+    expected = "(lowest, highest) of the pixels, such as (0, 1)"
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise wrong("bounds", bounds, expected)
+    try:
+        low, high = (check_number("bounds", bound) for bound in bounds)
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise wrong("bounds", bounds, expected)
     if isinstance(ball, Linf) and ball.radius > bounds[1] - bounds[0]:
         raise ValueError(
             f"ball: got a radius of {ball.radius:g}, expected at most {bounds[1] - bounds[0]:g}, the range of the "

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from ntkit._checks import check_key, wrong
 from ntkit.attacks.adversary import Adversary
 from ntkit.attacks.autoattack import wrong_about
 from ntkit.attacks.gradient import ascent
 from ntkit.attacks.losses import cross_entropy
-from ntkit.attacks.problem import BATCH_SIZE, Model, Problem, batches, check_inside, check_key, problem
+from ntkit.attacks.problem import BATCH_SIZE, Model, Problem, batches, check_inside, problem
 
 # Attacks along the gradient, from those whose result masked gradients spoil.
 WHITE_BOX = ("fgsm", "pgd", "apgd")
@@ -80,7 +81,7 @@ def evaluate(
     """
     named = _named(attacks)
     key = jax.random.key(0) if key is None else key
-    check_key(key)
+    check_key("key", key)
     first = next(iter(named.values()))
     found = problem(model, x, labels, first.ball, first.bounds, gradient=False, batch_size=batch_size)
     for adversary in named.values():
@@ -113,7 +114,7 @@ def _named(attacks: object) -> dict[str, Adversary]:
     else:
         named = {}
     if not named or not all(isinstance(attack, Adversary) for attack in named.values()):
-        raise ValueError(f"attacks: got {attacks!r}, expected an ntkit.attacks.Adversary, or several")
+        raise wrong("attacks", attacks, "an ntkit.attacks.Adversary, or several")
     return named
 
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._checks import check_integer, check_key, wrong
 from ntkit._loops import fast_in_loops
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
 from ntkit.attacks.losses import fooled, likeliest, logits
-from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, problem
 
 # Croce & Hein 2020 (arXiv:1907.02044), section 3: overshoot η, bias α toward the image, and backward step β.
 OVERSHOOT = 1.05
@@ -56,13 +57,14 @@ def fab(
 
     **Raises:** as [`ntkit.attacks.pgd`][].
     """
-    check_positive_integers(steps=steps, restarts=restarts, targets=targets)
-    check_key(key)
+    steps, restarts = check_integer("steps", steps), check_integer("restarts", restarts)
+    targets = check_integer("targets", targets)
+    check_key("key", key)
     if not isinstance(ball, Linf | L2):
-        raise ValueError(f"ball: got {ball!r}, expected ntkit.attacks.Linf(radius) or L2(radius)")
+        raise wrong("ball", ball, "ntkit.attacks.Linf(radius) or L2(radius)")
     found = problem(model, x, labels, ball, bounds, batch_size=batch_size)
-    aims = min(int(targets), max(found.outputs, 2) - 1)
-    how = _How(ball, (bounds[0], bounds[1]), int(steps), int(restarts), aims)
+    aims = min(targets, max(found.outputs, 2) - 1)
+    how = _How(ball, (bounds[0], bounds[1]), steps, restarts, aims)
     return found.solve(functools.partial(_fab, how), key, batch_size)
 
 

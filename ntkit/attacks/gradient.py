@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import is_scale
+from ntkit._checks import check_flag, check_integer, check_key, check_option, check_positive
 from ntkit._loops import fast_in_loops
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import Ball, check_ball, like
 from ntkit.attacks.losses import LOSSES, Loss, fooled
-from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, problem
 
 
 def fgsm(
@@ -82,34 +82,29 @@ def pgd(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
     """
     check_ball(ball, bounds)
-    check_positive_integers(steps=steps, restarts=restarts)
-    if step_size is not None and (not is_scale(step_size) or step_size == 0):
-        raise ValueError(f"step_size: got {step_size!r}, expected a finite number above 0")
+    steps, restarts = check_integer("steps", steps), check_integer("restarts", restarts)
+    random_start, stop_early = check_flag("random_start", random_start), check_flag("stop_early", stop_early)
+    size = 2.5 * ball.radius / steps if step_size is None else check_positive("step_size", step_size)
     if random_start:
-        check_key(key)
+        check_key("key", key)
     elif restarts > 1:
         raise ValueError(f"restarts: got {restarts} with random_start=False, expected 1: all would be the same")
-    size = 2.5 * ball.radius / steps if step_size is None else float(step_size)
     several = _Steps(
         ball,
         (bounds[0], bounds[1]),
         check_loss(loss),
-        int(steps),
-        int(restarts),
+        steps,
+        restarts,
         size,
-        bool(random_start),
-        bool(stop_early),
+        random_start,
+        stop_early,
     )
     return _run(model, x, labels, several, jax.random.key(0) if key is None else key, batch_size)
 
 
 def check_loss(loss: object) -> Loss:
     """Give the loss of a name, or a function as it is."""
-    if isinstance(loss, str) and loss in LOSSES:
-        return LOSSES[loss]
-    if callable(loss):
-        return loss
-    raise ValueError(f"loss: got {loss!r}, expected one of {sorted(LOSSES)} or a function of outputs and classes")
+    return check_option("loss", loss, LOSSES, "a function of outputs and classes")
 
 
 def ascent(model: Model, loss: Loss, x: Array, classes: Array) -> tuple[Array, Array, Array]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from ntkit._checks import check_array, check_callable, check_integer, traced
 from ntkit._pytrees import ByValue, as_pytree, told_apart
 from ntkit.attacks.balls import Ball, check_ball
 from ntkit.data import check_images, check_labels
@@ -106,9 +107,8 @@ def problem(
     if bounds is not None:
         check_ball(ball, bounds)
     check_images("x", x)
-    check_positive_integers(batch_size=batch_size)
-    if not callable(model):
-        raise ValueError(f"model: got {type(model).__name__}, expected a callable from images to outputs")
+    check_integer("batch_size", batch_size)
+    check_callable("model", model, "a callable from images to outputs")
     x = jnp.asarray(x)
     if bounds is not None:
         check_inside(x, bounds)
@@ -161,26 +161,6 @@ def _finite(model: Any, x: Array, batch_size: int) -> bool:
     return all(np.isfinite(np.asarray(outputs_of(model, x[rows]))).all() for _, rows in batches(len(x), batch_size))
 
 
-def traced(*trees: Any) -> bool:
-    """Whether any leaf is inside jit, grad or vmap."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
-
-
-def check_positive_integers(**values: Any) -> None:
-    """Raise `ValueError` that names the first argument that is not an integer of at least 1."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
-
-
-def check_key(key: Any) -> None:
-    """Raise `ValueError` unless `key` is one key of `jax.random`."""
-    if not isinstance(key, jax.Array) or (
-        key.shape != () if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.shape != (2,)
-    ):
-        raise ValueError(f"key: got {key!r}, expected jax.random.key(seed)")
-
-
 def _model(model: Any, x: Array) -> tuple[Any, int]:
     """Give a model as a pytree, and the number of its outputs."""
     compilable = as_pytree(model)
@@ -204,7 +184,7 @@ def _classes(labels: ArrayLike, n: int, outputs: int) -> Array:
     if outputs > 1:
         check_labels("labels", labels, n, outputs)
         return jnp.asarray(labels)
-    values = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    values = check_array("labels", labels, "integers")
     if values.shape != (n,) or not jnp.issubdtype(values.dtype, jnp.signedinteger):
         raise ValueError(f"labels: got {values.dtype} of shape {values.shape}, expected integers of shape ({n},)")
     if not traced(values) and not bool(np.all(np.abs(np.asarray(values)) == 1)):

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._checks import check_integer, check_key, check_number, wrong
 from ntkit._loops import fast_in_loops
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
 from ntkit.attacks.losses import fooled, margin
-from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_key, check_positive_integers, problem
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, problem
 
 # The share of pixels in a square is halved after these queries of 10,000 (Andriushchenko et al. 2020, section 5.1).
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -51,14 +52,13 @@ def square(
 
     **Raises:** as [`ntkit.attacks.pgd`][].
     """
-    check_positive_integers(queries=queries)
-    check_key(key)
-    if not (np.ndim(share) == 0 and 0 < share <= 1):
-        raise ValueError(f"share: got {share!r}, expected a number above 0 and at most 1")
+    queries = check_integer("queries", queries)
+    share = check_number("share", share, above=0, most=1)
+    check_key("key", key)
     if not isinstance(ball, Linf | L2):
-        raise ValueError(f"ball: got {ball!r}, expected ntkit.attacks.Linf(radius) or L2(radius)")
+        raise wrong("ball", ball, "ntkit.attacks.Linf(radius) or L2(radius)")
     found = problem(model, x, labels, ball, bounds, gradient=False, batch_size=batch_size)
-    how = _How(ball, (bounds[0], bounds[1]), int(queries), float(share))
+    how = _How(ball, (bounds[0], bounds[1]), queries, share)
     return found.solve(functools.partial(_square, how), key, batch_size)
 
 

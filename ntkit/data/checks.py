@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntkit._checks import check_batch
+from ntkit._checks import check_array, check_batch
 
 
 def check_images(name: str, images: Any) -> None:
@@ -23,8 +23,7 @@ def check_images(name: str, images: Any) -> None:
     **Raises:** `ValueError` if `images` is not an array of floats, has another rank, has an empty axis, or holds NaN or
     infinity (the message gives the index of the first bad image).
     """
-    x = _as_array(name, images)
-    check_batch(name, x)
+    x = check_batch(name, images)
     if isinstance(x, jax.core.Tracer):
         return
     xp: Any = jnp if isinstance(x, jax.Array) else np
@@ -52,7 +51,7 @@ def check_labels(name: str, labels: Any, n: int | None, num_classes: int) -> Non
     **Raises:** `ValueError` if `labels` has another rank, length or dtype, or holds a class out of range (the message
     gives the index of the first).
     """
-    y = _as_array(name, labels)
+    y = check_array(name, labels, "integer classes (n,)")
     if y.ndim != 1:
         raise ValueError(f"{name}: got shape {y.shape}, expected (n,), one class for each image")
     if n is not None and len(y) != n:
@@ -67,13 +66,3 @@ def check_labels(name: str, labels: Any, n: int | None, num_classes: int) -> Non
         raise ValueError(
             f"{name}: got {values[bad[0]]} at index {bad[0]}, expected classes from 0 to {num_classes - 1}"
         )
-
-
-def _as_array(name: str, x: Any) -> Any:
-    """`x` itself if it is an array, else the NumPy array that it converts to."""
-    if isinstance(x, np.ndarray | jax.Array):
-        return x
-    try:
-        return np.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: got {type(x).__name__}, expected an array") from error

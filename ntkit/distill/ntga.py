@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit import regression
-from ntkit._checks import is_scale
+from ntkit._checks import check_integer, check_key, check_number, check_positive, check_seconds
 from ntkit._pytrees import told_apart
 from ntkit.attacks.balls import Ball, check_ball
-from ntkit.attacks.problem import Bounds, check_key, check_positive_integers
+from ntkit.attacks.problem import Bounds
 from ntkit.data import Preprocessing, check_labels, one_hot
 from ntkit.distill.batches import ClassIndex
 from ntkit.distill.losses import Loss, check_loss
@@ -92,16 +92,13 @@ def ntga(
     check_ball(ball, bounds)
     images, labels, num_classes = check_data_set(images, labels, num_classes)
     _check_pixels("images", images, bounds)
-    check_key(key)
-    check_positive_integers(block_size=block_size, steps=steps)
-    if not ((is_scale(time) and time > 0) or (np.ndim(time) == 0 and time == np.inf)):
-        raise ValueError(f"time: got {time!r}, expected a number above 0, or infinity")
-    if step_size is not None and (not is_scale(step_size) or step_size == 0):
-        raise ValueError(f"step_size: got {step_size!r}, expected a finite number above 0")
+    check_key("key", key)
+    block_size, steps = check_integer("block_size", block_size), check_integer("steps", steps)
+    time = check_number("time", time, above=0, infinite=True)
+    step_size = 1.1 * ball.radius / steps if step_size is None else check_positive("step_size", step_size)
     if target_batch is not None:
-        check_positive_integers(target_batch=target_batch)
-    if not (np.ndim(checkpoint_every) == 0 and checkpoint_every >= 0):
-        raise ValueError(f"checkpoint_every: got {checkpoint_every!r}, expected at least 0 seconds")
+        target_batch = check_integer("target_batch", target_batch)
+    check_seconds("checkpoint_every", checkpoint_every)
     if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
         raise ValueError(f"preprocessing: got {preprocessing!r}, expected one of ntkit.data, such as Standardize")
     clean, classes = images, labels
@@ -111,7 +108,7 @@ def ntga(
         ball=ball,
         bounds=(bounds[0], bounds[1]),
         loss=check_loss(loss),
-        target_batch=None if target_batch is None or target_batch >= len(clean) else int(target_batch),
+        target_batch=None if target_batch is None or target_batch >= len(clean) else target_batch,
     )
     key_blocks, key_steps = jax.random.split(key)
     dtype = images.dtype
@@ -120,7 +117,7 @@ def ntga(
         key=key_steps,
         kernel=jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), kernel),
         time=jnp.asarray(time, dtype),
-        step_size=jnp.asarray(1.1 * ball.radius / steps if step_size is None else step_size, dtype),
+        step_size=jnp.asarray(step_size, dtype),
         preprocessing=preprocessing,
         images=jnp.asarray(images),
         targets=jnp.asarray(one_hot(labels, num_classes), dtype),

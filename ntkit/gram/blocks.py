@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ntkit._checks import check_batch
+from ntkit._checks import check_batch, check_flag, check_integer, check_path, traced
 from ntkit.gram import identity
 from ntkit.gram.devices import Inputs, Round, check_mesh, on_mesh, on_one_device, spans_processes
 from ntkit.gram.store import Store
 from ntkit.gram.tiles import Tile, Tiling, cut
 from ntkit.kernels import Kernel
-from ntkit.kernels._inputs import check_pair, traced
+from ntkit.kernels._inputs import check_pair
 from ntkit.runs.processes import Group
 from ntkit.runs.progress import progress as show_progress
 
@@ -103,19 +103,18 @@ def gram(
             f"kernel: got {type(kernel).__name__}, expected an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1))"
         )
     x1, x2, dtypes = _check_inputs(x1, x2)
-    if block_size is not None and (
-        isinstance(block_size, bool) or not isinstance(block_size, int | np.integer) or block_size < 1
-    ):
-        raise ValueError(f"block_size: got {block_size!r}, expected an integer of at least 1")
+    block_size = None if block_size is None else check_integer("block_size", block_size)
     if mesh is not None:
         check_mesh(mesh)
+    progress = check_flag("progress", progress)
+    directory = None if store is None else check_path("store", store)
     if traced(kernel, x1, x2):
-        if store is not None:
+        if directory is not None:
             raise ValueError(f"store: got {str(store)!r} inside jit, grad or vmap, expected None there")
         return kernel(x1, x2)
     n1, n2 = len(x1), len(x1 if x2 is None else x2)
     pair_bytes = kernel.pair_bytes(x1.shape[1:], dtypes[0].itemsize)
-    if mesh is None and store is None:
+    if mesh is None and directory is None:
         whole = n1 * n2 * pair_bytes <= BLOCK_BYTES if block_size is None else max(n1, n2) <= block_size
         if whole:
             return kernel(x1, x2)
@@ -124,13 +123,13 @@ def gram(
         side = min(max(1, int((BLOCK_BYTES / pair_bytes) ** 0.5)), SIDE if x1.ndim == 2 else IMAGE_SIDE)
         if mesh is not None:
             side = min(side, _side_for_all(mesh.devices.size, n1, n2, x2 is None))
-    tiling = cut(n1, n2, int(side), x2 is None)
+    tiling = cut(n1, n2, side, x2 is None)
     group = Group(mesh is not None and spans_processes(mesh))
     compute = functools.partial(on_one_device, kernel, x1, x2)
     if mesh is not None:
-        compute = functools.partial(on_mesh, mesh, kernel, x1, x2, everywhere=group.several and store is None)
+        compute = functools.partial(on_mesh, mesh, kernel, x1, x2, everywhere=group.several and directory is None)
     dtype = np.dtype(jnp.promote_types(*dtypes))
-    if store is None:
+    if directory is None:
         return _in_memory(compute, tiling, dtype, progress and group.leads)
     what = {
         "kernel": identity.of_kernel(kernel),
@@ -138,7 +137,7 @@ def gram(
         "x1": identity.of_inputs(x1, dtypes[0]),
         "x2": None if x2 is None else identity.of_inputs(x2, dtypes[1]),
     }
-    return _in_store(Path(store), what, compute, tiling, dtype, block_size is not None, group, progress)
+    return _in_store(directory, what, compute, tiling, dtype, block_size is not None, group, progress)
 
 
 def _check_inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[Inputs, Inputs | None, list[np.dtype[Any]]]:
@@ -149,15 +148,10 @@ def _check_inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[Inputs, Inputs |
 
 
 def _on_host(name: str, x: ArrayLike) -> Inputs:
-    if not isinstance(x, jax.Array):
-        try:
-            x = np.asarray(x)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: got {type(x).__name__}, expected an array of floats") from error
-    elif not (traced(x) or x.is_fully_addressable or x.is_fully_replicated):
+    array = check_batch(name, x)
+    if isinstance(array, jax.Array) and not (traced(array) or array.is_fully_addressable or array.is_fully_replicated):
         raise ValueError(f"{name}: got an array of which each process has a part, expected all of it in each")
-    check_batch(name, x)
-    return x
+    return array
 
 
 def _some(x: Inputs) -> Inputs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
@@ -11,11 +10,7 @@ from ntkit._checks import check_batch
 
 def check_inputs(name: str, x: ArrayLike) -> Array:
     """Give `x` as a JAX array of at least float32, or raise `ValueError` that names the argument."""
-    try:
-        x = jnp.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: got {type(x).__name__}, expected an array of floats") from error
-    check_batch(name, x)
+    x = jnp.asarray(check_batch(name, x))
     # Half precision is for storage: neither an arccos near 1 nor a Cholesky factorization survives it.
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -29,8 +24,3 @@ def check_pair(x1: ArrayLike, x2: ArrayLike | None) -> tuple[Array, Array | None
     if x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x2: got inputs of shape {x2.shape[1:]}, expected {x1.shape[1:]} as in x1")
     return x1, x2
-
-
-def traced(*values: object) -> bool:
-    """Whether any leaf of these pytrees is a tracer, of `jit`, `grad` or `vmap`."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))

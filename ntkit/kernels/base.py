@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ntkit._checks import is_scale
+from ntkit._checks import check_scalar
 from ntkit._pytrees import told_apart
 from ntkit.kernels._inputs import check_inputs, check_pair
 
@@ -80,10 +80,10 @@ class Kernel:
     def __mul__(self, other: Kernel | ArrayLike) -> Kernel:
         if isinstance(other, Kernel):
             return Product(self, other)
-        return Scaled(self, _scale(other))
+        return Scaled(self, check_scalar("scale", other))
 
     def __rmul__(self, other: ArrayLike) -> Kernel:
-        return Scaled(self, _scale(other))
+        return Scaled(self, check_scalar("scale", other))
 
 
 # The inputs decide the precision, not hyper-parameters: these may be float64 scalars of NumPy where x64 is on.
@@ -99,14 +99,6 @@ def _gram(kernel: Kernel, x1: Array, x2: Array | None) -> Array:
 @jax.jit
 def _diagonal(kernel: Kernel, x: Array) -> Array:
     return kernel.gram_diagonal(x).astype(x.dtype)
-
-
-def _scale(value: ArrayLike) -> ArrayLike:
-    if isinstance(value, jax.core.Tracer):
-        return value
-    if not is_scale(value):
-        raise ValueError(f"scale: got {value!r}, expected a finite scalar of at least 0 (or a kernel)")
-    return value
 
 
 class _Pair(Kernel):

@@ -39,7 +39,7 @@ def test_any_integer_dtype(dtype: type) -> None:
         ([True, False], 2, r"labels: got dtype bool"),
         ([[0, 1]], 3, r"labels: got shape \(1, 2\)"),
         (1, 3, r"labels: got shape \(\)"),
-        ([[0], [1, 2]], 3, r"labels: got list, expected an array"),
+        ([[0], [1, 2]], 3, r"labels: got \[\[0\], .*, expected integer classes"),
         ([0], 0, r"num_classes: got 0, expected a positive integer"),
         ([0], 2.5, r"num_classes: got 2.5"),
     ],

@@ -65,7 +65,7 @@ def test_what_is_no_kernel_is_refused() -> None:
     with pytest.raises(TypeError):
         FC + 1
     for bad in (-1.0, np.nan, np.inf, np.ones(2), "2"):
-        with pytest.raises(ValueError, match=r"scale: got .*, expected a finite scalar of at least 0"):
+        with pytest.raises(ValueError, match=r"scale: got .*, expected a finite number of at least 0"):
             bad * FC
         with pytest.raises(ValueError, match="scale: got"):
             FC * bad
@@ -76,14 +76,14 @@ def test_what_is_no_kernel_is_refused() -> None:
     [
         ((np.zeros((2, 3, 3)),), r"x1: got shape \(2, 3, 3\), expected \(n, height, width, channels\) or \(n, d\)"),
         ((np.zeros(3),), r"x1: got shape \(3,\)"),
-        ((np.zeros((2, 3), int),), "x1: got dtype int32, expected floats"),
+        ((np.zeros((2, 3), int),), "x1: got dtype int64, expected floats"),
         ((np.zeros((2, 3), bool),), "x1: got dtype bool, expected floats"),
         ((np.zeros((0, 3)),), r"x1: got shape \(0, 3\), expected at least one"),
         ((np.zeros((2, 3)), np.zeros((2, 0))), r"x2: got shape \(2, 0\), expected at least one"),
         ((np.zeros((2, 3)), np.zeros((2, 4))), r"x2: got inputs of shape \(4,\), expected \(3,\) as in x1"),
         ((np.zeros((2, 3)), np.zeros((2, 1, 1, 3))), r"x2: got inputs of shape \(1, 1, 3\)"),
-        (("images",), "x1: got str, expected an array"),
-        (([[1.0], [1.0, 2.0]],), "x1: got list, expected an array"),
+        (("images",), "x1: got .images., expected an array"),
+        (([[1.0], [1.0, 2.0]],), "x1: got .*, expected an array"),
     ],
 )
 def test_bad_inputs(arguments, message: str) -> None:
