@@ -5,6 +5,7 @@ seconds and claims the memory of any GPU it sees, and an image classification re
 protocol buffer with a compressed image and a class.
 """
 
+import contextlib
 import difflib
 import io
 import os
@@ -12,10 +13,14 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from ntkit.data.dataset import Dataset, Split
+
+# How long a server may take to answer before another one of the set is asked.
+ANSWER_SECONDS = 5.0
 
 
 def load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
@@ -94,17 +99,49 @@ def _image_and_label(name: str, builder: Any) -> tuple[str, str]:
 
 
 def _prepare(name: str, builder: Any) -> None:
-    """Download the set unless a prepared copy is there already."""
-    if builder.is_prepared():
+    """Download the set unless a prepared copy is there already; a download that fails leaves no empty folders."""
+    if builder.data_path.exists() and builder.is_prepared():
         return
+    before = _folders(builder)
     try:
+        _check_connection(builder)
         builder.download_and_prepare()
     except Exception as error:
+        for folder in sorted(_folders(builder) - before, reverse=True):
+            with contextlib.suppress(OSError):  # what is not empty stays
+                folder.rmdir()
         reason = (str(error).strip().splitlines() or [""])[0]
         raise RuntimeError(
             f"name: TFDS could not download {name!r} into {builder.data_path} ({type(error).__name__}: {reason}); "
             "where there is no network, give a data_dir that holds a prepared copy"
         ) from error
+
+
+def _folders(builder: Any) -> set[Path]:
+    """The folders that TFDS makes for a download, as far as they are there."""
+    root = Path(builder.data_dir_root)
+    downloads = root / "downloads"
+    parents = (root, root / builder.name, downloads, downloads / builder.name)
+    return {path for path in (root, *(path for parent in parents for path in parent.glob("*"))) if path.is_dir()}
+
+
+def _check_connection(builder: Any) -> None:
+    """Raise `ConnectionError` if none of the set's servers answers: TFDS would go on trying for minutes."""
+    import requests
+
+    downloads = Path(builder.data_dir_root) / "downloads"
+    here = (path for folder in (builder.name, "manual") for path in (downloads / folder).rglob("*"))
+    if any(path.is_file() and ".tmp." not in path.parent.name for path in here):
+        return  # TFDS takes what was downloaded before
+    urls = {urlsplit(url).netloc: url for url in builder.url_infos or () if url.startswith("http")}
+    for url in urls.values():
+        try:
+            requests.head(url, timeout=ANSWER_SECONDS)
+        except requests.RequestException:
+            continue
+        return
+    if urls:
+        raise ConnectionError(f"no answer from {' or '.join(urls)}")
 
 
 def _read_split(name: str, builder: Any, split: str, image_key: str, label_key: str, num_classes: int) -> Split:

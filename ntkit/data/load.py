@@ -32,7 +32,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     - `ValueError` if there is no such name, or for a set without an image and a class label, without train and test
       splits, with images of different sizes, with a split that is not labelled, or with damaged files.
     - `FileNotFoundError` if `data_dir` is not an existing directory.
-    - `RuntimeError` if TFDS could not download the set; the cause is chained.
+    - `RuntimeError` if TFDS could not download the set (at once where no server answers); the cause is chained.
     """
     if not isinstance(name, str):
         raise ValueError(f"name: got {name!r}, expected 'digits' or the name of a TensorFlow Datasets (TFDS) set")

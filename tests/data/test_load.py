@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -293,12 +294,37 @@ def test_data_dir_that_is_not(tmp_path: Path) -> None:
         load("mnist", tmp_path / "nowhere")
 
 
+def test_without_a_network_it_fails_at_once_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for scheme in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(scheme, "http://127.0.0.1:9")  # where nobody answers
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"could not download 'mnist' .*no answer from [\w.]+\); where there is no"):
+        load("mnist", tmp_path)
+    assert time.monotonic() - start < 10
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import requests
     import tensorflow_datasets as tfds
 
+    kept = [tmp_path / "downloads" / "mnist" / "half.tmp" / "file", tmp_path / "downloads" / "of_the_user"]
+
     def offline(self: object) -> None:
+        kept[0].parent.mkdir(parents=True)
+        kept[0].touch()
+        (tmp_path / "downloads" / "extracted").mkdir()
+        (tmp_path / "downloads" / "mnist" / "empty.tmp").mkdir()
+        (tmp_path / "mnist").mkdir()
         raise ConnectionError("no route to host\nand more")
 
+    kept[1].mkdir(parents=True)
+    monkeypatch.setattr(requests, "head", lambda url, timeout: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
     with pytest.raises(
         RuntimeError, match=r"could not download 'mnist' into .*ConnectionError: no route to host\)"
@@ -306,3 +332,4 @@ def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load("mnist", tmp_path)
     assert isinstance(e.value.__cause__, ConnectionError)
     assert "\n" not in str(e.value)
+    assert {path for path in tmp_path.rglob("*") if path.is_file() or not list(path.iterdir())} == set(kept)
