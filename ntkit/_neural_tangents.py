@@ -9,8 +9,9 @@ Names do for most of the library. Structured derivatives read JAX's internals mo
 of ``neural_tangents._src.empirical`` are replaced after it has run, by ones written on JAX's public API.
 
 neural-tangents takes a while to import, so this module does not: write ``from ntkit import _neural_tangents as nt``
-and use ``nt.stax``, ``nt.predict`` and so on; the first attribute imports it. Its ``experimental`` subpackage, which
-needs TensorFlow, is imported by whoever first asks for it.
+and use ``nt.stax``, ``nt.predict`` and so on; the first attribute imports it. Only then does it matter whether it is
+installed, and whether the repair fits the JAX that is. Its ``experimental`` subpackage, which needs TensorFlow, is
+imported by whoever first asks for it.
 """
 
 import builtins
@@ -19,9 +20,11 @@ import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -30,19 +33,72 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# CI runs the tests at both ends; pyproject.toml states the same range.
+RELEASE = "0.6.5"
+# What ntkit needs, as pyproject.toml states it, and the newest that the repair has been tried with. CI runs the tests
+# with the oldest and with the newest there is.
 OLDEST_JAX = (0, 6)
-FIRST_UNTRIED_JAX = (0, 13)
+NEWEST_TRIED_JAX = (0, 12)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def _check_jax_version(version: str) -> None:
-    found = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    if not OLDEST_JAX <= found < FIRST_UNTRIED_JAX:
-        oldest, untried = (".".join(map(str, bound)) for bound in (OLDEST_JAX, FIRST_UNTRIED_JAX))
+    if _numbers(version) < OLDEST_JAX:
+        oldest = _dotted(OLDEST_JAX)
         raise ImportError(
-            f"ntkit works with jax>={oldest},<{untried}, and this is jax {version}. "
-            f"Install one that works: pip install 'jax>={oldest},<{untried}'"
+            f"ntkit works with jax>={oldest}, and this is jax {version}. "
+            f"Install one that works: pip install 'jax>={oldest}'"
         )
+
+
+def is_installed() -> bool:
+    """Whether neural-tangents is there, without importing it."""
+    try:
+        return importlib.util.find_spec("neural_tangents") is not None
+    except ModuleNotFoundError:  # a finder may say so instead of finding nothing
+        return False
+
+
+def load() -> ModuleType:
+    """Import neural-tangents, or raise an `ImportError` that says what is missing."""
+    try:
+        return importlib.import_module("neural_tangents")
+    except ModuleNotFoundError as error:
+        if error.name != "neural_tangents":
+            raise
+        raise ModuleNotFoundError(
+            f"neural-tangents is not installed, and this needs it: pip install 'neural-tangents=={RELEASE}'",
+            name=error.name,
+        ) from None
+
+
+def _warn_of_an_untried_jax() -> None:
+    if _numbers(jax.__version__) > NEWEST_TRIED_JAX:
+        warnings.warn(
+            f"the repair of neural-tangents {RELEASE} has been tried up to jax {_dotted(NEWEST_TRIED_JAX)}, and this "
+            f"is jax {jax.__version__}: compare what it computes with an older one",
+            stacklevel=2,
+        )
+
+
+def _unimportable(error: Exception) -> ImportError:
+    """Give what to raise where a part of neural-tangents does not import."""
+    what = f"neural-tangents {RELEASE} cannot be imported ({type(error).__name__}: {error}). "
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing and missing not in ("jax", "jaxlib"):
+        return ImportError(f"{what}It needs another package: pip install {missing}", name=missing)
+    oldest, newest = _dotted(OLDEST_JAX), _dotted(NEWEST_TRIED_JAX)
+    return ImportError(
+        f"{what}It is repaired for jax {oldest} to {newest}, and this is jax {jax.__version__}. All of ntkit works "
+        "without it, but for `.stax()` and the engine 'neural_tangents'",
+        name="neural_tangents",
+    )
 
 
 # What neural-tangents sees.
@@ -57,9 +113,11 @@ class _View(ModuleType):
         self.__dict__["_real"] = real
 
     def __getattr__(self, name: str) -> Any:
-        if self._real is None:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return getattr(self._real, name)
+        try:
+            return getattr(self._real, name)
+        except AttributeError as error:
+            wanted = f"which neural-tangents {RELEASE} asks for"
+            raise AttributeError(f"{self.__name__} has no {name!r} in jax {jax.__version__}, {wanted}") from error
 
 
 @functools.cache
@@ -173,9 +231,19 @@ class _Loader(importlib.machinery.SourceFileLoader):
     """Run a file of neural-tangents with the ``__import__`` above, then repair what names alone don't."""
 
     def exec_module(self, module: ModuleType) -> None:
-        if module.__name__ == "neural_tangents":
-            _FINDER.go_first()
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": _import}
+        if module.__name__ != "neural_tangents":
+            self._run(module)
+            return
+        # The package imports all of its parts, and is imported before any of them.
+        _FINDER.go_first()
+        try:
+            self._run(module)
+        except Exception as error:
+            raise _unimportable(error) from error
+        _warn_of_an_untried_jax()
+
+    def _run(self, module: ModuleType) -> None:
         super().exec_module(module)
         repair = _REPAIRS.get(module.__name__)
         if repair is not None:
@@ -490,7 +558,8 @@ _FINDER = _Finder()
 
 def _install() -> None:
     _check_jax_version(jax.__version__)
-    loaded = [name for name in sys.modules if name.partition(".")[0] == "neural_tangents"]
+    # `None` stands for a module that is not to be imported.
+    loaded = [name for name, module in sys.modules.items() if module and name.partition(".")[0] == "neural_tangents"]
     if "neural_tangents" in loaded:
         if type(sys.modules["neural_tangents"].__loader__).__module__ != __name__:
             raise ImportError(
@@ -510,4 +579,4 @@ _install()
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("neural_tangents"), name)
+    return getattr(load(), name)

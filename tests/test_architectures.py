@@ -51,6 +51,7 @@ def test_an_architecture_is_a_value(factory) -> None:
 
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_both_readings_have_the_shapes_asked_for(factory) -> None:
+    pytest.importorskip("neural_tangents")
     architecture = factory(width=6)
     x = jax.ShapeDtypeStruct((3, 8, 8, 2), jnp.float32)
     key = jax.random.key(0)
@@ -111,6 +112,7 @@ def test_bad_arguments(call, message: str) -> None:
 
 
 def test_every_activation_has_the_functions_of_neural_tangents() -> None:
+    pytest.importorskip("neural_tangents")
     from ntkit import _neural_tangents as nt
 
     x = jnp.linspace(-3, 3, 13)

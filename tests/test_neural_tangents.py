@@ -143,24 +143,162 @@ def test_says_when_somebody_else_imported_it_first() -> None:
     )
 
 
-@pytest.mark.parametrize("version", ["0.4.38", "0.5.3", "0.13.0", "1.0"])
-def test_unsupported_jax_is_refused_by_name(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("version", ["0.4.38", "0.5.3"])
+def test_too_old_a_jax_is_refused_by_name(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "__version__", version)
-    with pytest.raises(ImportError, match=rf"jax>=0\.6,<0\.13.*jax {re.escape(version)}"):
+    expected = rf"jax>=0\.6, and this is jax {re.escape(version)}\. .*pip install 'jax>=0\.6'"
+    with pytest.raises(ImportError, match=expected):
         importlib.reload(sys.modules["ntkit._neural_tangents"])
 
 
-@pytest.mark.parametrize("version", ["0.6.0", "0.10.2", "0.12.0.1", "0.12.1.dev20261101"])
-def test_supported_jax_is_accepted(version: str) -> None:
+@pytest.mark.parametrize("version", ["0.6.0", "0.10.2", "0.12.0.1", "0.12.1.dev20261101", "0.13.0", "1.0", "2.0rc1"])
+def test_any_other_jax_is_accepted(version: str) -> None:
     nt._check_jax_version(version)
 
 
-def test_pyproject_states_the_same_range() -> None:
+def test_pyproject_states_the_same_versions() -> None:
     pyproject = Path(__file__).parents[1] / "pyproject.toml"
     dependencies = tomllib.loads(pyproject.read_text())["project"]["dependencies"]
-    (requirement,) = [line for line in dependencies if re.match(r"jax\b", line)]
-    bounds = [tuple(map(int, bound.split(".")[:2])) for bound in re.findall(r"[\d.]+", requirement)]
-    assert bounds == [nt.OLDEST_JAX, nt.FIRST_UNTRIED_JAX]
+    oldest = ".".join(map(str, nt.OLDEST_JAX))
+    for requirement in (f"jax>={oldest}.0", f"jaxlib>={oldest}.0", f"neural-tangents=={nt.RELEASE}"):
+        assert requirement in dependencies
+
+
+# Where JAX has moved on, and where neural-tangents is not installed.
+
+
+def test_a_newer_jax_is_fine_and_neural_tangents_says_that_it_is_untried() -> None:
+    python(
+        """
+        import warnings
+        import jax
+        jax.__version__ = "1.0.1"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing is said before it matters
+            import ntkit
+            ntkit.ntk(ntkit.fc(1))(jax.numpy.eye(3))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ntkit.fc(1).stax()
+            ntkit.ntk(ntkit.fc(1, activation="gelu"))
+        [warning] = [str(one.message) for one in caught if "neural-tangents" in str(one.message)]
+        assert "tried up to jax 0.12" in warning and "jax 1.0.1" in warning, warning
+        """
+    )
+
+
+def test_a_newer_jax_that_lacks_a_name_costs_neural_tangents_alone() -> None:
+    python(
+        """
+        import warnings
+        import jax.extend.core
+        jax.__version__ = "1.0.1"
+        del jax.extend.core.Literal
+        import ntkit
+        assert ntkit.ntk(ntkit.fc(1))(jax.numpy.eye(3)).shape == (3, 3)
+        gelu = ntkit.fc(1, activation="gelu")
+        for use in (gelu.stax, lambda: ntkit.ntk(gelu), lambda: __import__("neural_tangents")):
+            try:
+                use()
+            except ImportError as error:
+                for part in ("'Literal'", "repaired for jax 0.6 to 0.12, and this is jax 1.0.1", "All of ntkit works"):
+                    assert part in str(error), error
+            else:
+                raise AssertionError("imported")
+        """
+    )
+
+
+def test_a_name_that_a_call_needs_is_said_by_the_call() -> None:
+    with pytest.raises(AttributeError, match=r"jax\.numpy has no 'trapz' in jax .*, which neural-tangents 0\.6\.5"):
+        nt._views()["jax.numpy"].trapz  # noqa: B018
+    assert not hasattr(nt._views()["jax.util"], "unzip2")
+
+
+# A finder before all others that has none of these packages.
+WITHOUT = """
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {packages!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Without())
+"""
+NEEDS_INSTALLING = """
+def needs(use, message):
+    try:
+        use()
+    except ImportError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError("imported")
+"""
+
+
+def without(packages: tuple[str, ...], code: str) -> str:
+    return python(WITHOUT.format(packages=packages) + NEEDS_INSTALLING + textwrap.dedent(code))
+
+
+def test_every_module_imports_without_neural_tangents() -> None:
+    without(
+        ("neural_tangents", "tensorflow", "tf2jax", "frozendict"),
+        """
+        import importlib, pkgutil
+        import jax.numpy as jnp
+        import ntkit
+        for module in pkgutil.walk_packages(ntkit.__path__, "ntkit."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        assert ntkit.ntk(ntkit.fc(1, activation="erf"))(jnp.eye(3)).shape == (3, 3)
+
+        install = "pip install 'neural-tangents==0.6.5'"
+        needs(lambda: ntkit.ntk(ntkit.fc(1, activation="gelu")), install)
+        needs(lambda: ntkit.nngp(ntkit.fc(1), "neural_tangents"), install)
+        needs(lambda: ntkit.fc(1).stax(), install)
+        """,
+    )
+
+
+def test_a_module_that_is_not_to_be_imported_is_absent() -> None:
+    python(
+        NEEDS_INSTALLING
+        + textwrap.dedent(
+            """
+            import sys
+            sys.modules["neural_tangents"] = None
+            import ntkit
+            needs(lambda: ntkit.fc(1).stax(), "pip install 'neural-tangents==0.6.5'")
+            """
+        )
+    )
+
+
+def test_a_package_that_neural_tangents_needs_is_named() -> None:
+    without(("frozendict",), "import ntkit; needs(lambda: ntkit.fc(1).stax(), 'pip install frozendict')")
+
+
+def test_the_command_line_says_in_one_line_what_to_install(tmp_path: Path) -> None:
+    printed = without(
+        ("neural_tangents",),
+        f"""
+        import contextlib, io
+        from ntkit.cli import main
+        for arguments in (["info"], ["distill", "--activation", "gelu", "--out", {str(tmp_path / "run")!r}]):
+            errors, output = io.StringIO(), io.StringIO()
+            try:
+                with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
+                    main(arguments)
+            except SystemExit as stopped:
+                print(stopped.code, errors.getvalue(), end="")
+            else:
+                print(*(line.split("  ")[-1] for line in output.getvalue().splitlines() if "engines" in line))
+        """,
+    )
+    engines, error = printed.splitlines()
+    assert "fused" in engines
+    assert "neural_tangents" not in engines
+    assert error.startswith("2 ntkit distill: neural-tangents is not installed")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -109,6 +109,7 @@ def test_never_a_silent_nan(solve, which: str) -> None:
 
 @pytest.mark.parametrize("time", [0.0, 0.3, 30.0, 1e4, np.inf])
 def test_flow_equals_neural_tangents(time: float, x64: None) -> None:
+    pytest.importorskip("neural_tangents")
     gram, cross = ERF(X), ERF(TEST, X)
     predict = nt.predict.gradient_descent_mse(gram, jnp.asarray(Y), learning_rate=0.7)
     _, expected = predict(None if np.isinf(time) else time, jnp.zeros((6, 2)), jnp.zeros((4, 2)), cross)

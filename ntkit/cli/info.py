@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ntkit._neural_tangents import FIRST_UNTRIED_JAX, OLDEST_JAX
+from ntkit import _neural_tangents as nt
 from ntkit.cli.tables import print_table
 from ntkit.kernels.closed_form import ENGINES
 from ntkit.runs.environment import device, versions
@@ -18,11 +18,12 @@ class Info:
         """Print the table."""
         import jax
 
-        oldest, untried = (".".join(map(str, version)) for version in (OLDEST_JAX, FIRST_UNTRIED_JAX))
-        supported = f"at least {oldest}, below {untried}"
+        oldest, newest = (".".join(map(str, version)) for version in (nt.OLDEST_JAX, nt.NEWEST_TRIED_JAX))
+        supported = f"{oldest} or newer; neural-tangents is tried up to {newest}"
+        engines = [name for name in ENGINES if name != "neural_tangents" or nt.is_installed()]
         rows: list[dict[str, object]] = [{"what": name, "value": value} for name, value in versions().items()]
         rows += [{"what": name, "value": value} for name, value in device().items()]
         rows.append({"what": "devices", "value": ", ".join(str(one) for one in jax.devices())})
         rows.append({"what": "JAX versions supported", "value": supported})
-        rows.append({"what": "kernel engines", "value": ", ".join(ENGINES)})
+        rows.append({"what": "kernel engines", "value": ", ".join(engines)})
         print_table("ntkit", rows)

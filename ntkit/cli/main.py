@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         # With a number but no file name str() would put "[Errno 13]" before the message.
         _exit(name, as_flag(str(error) if error.filename or not error.strerror else error.strerror, options))
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, ImportError) as error:
         _exit(name, as_flag(str(error), options))
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # a subclass is a fault of ours or of XLA's: its traceback is wanted

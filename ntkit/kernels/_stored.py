@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array
 
 
@@ -15,6 +14,10 @@ def stored(value: Array) -> Array:
     on a CPU that took four to ten times as long.
     """
     if jax.default_backend() != "cpu":
+        return lax.optimization_barrier(value)
+    try:
+        from jax.experimental.xla_metadata import set_xla_metadata
+    except ImportError:  # experimental names do not stay
         return lax.optimization_barrier(value)
     # A call's result is stored. Before JAX 0.12 or so a barrier is gone by the time XLA decides what to fuse.
     with set_xla_metadata(inlineable="false"):

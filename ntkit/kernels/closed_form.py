@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from jaxtyping import Array
 
+from ntkit import _neural_tangents as nt
 from ntkit._pytrees import told_apart
 from ntkit.architectures import Architecture, AveragePool, Flatten, GlobalAveragePool, check_image_shape
 from ntkit.kernels.base import Kernel
@@ -35,7 +36,8 @@ def ntk(
 
     **Returns:** a [`Kernel`][] whose leaves are the `W_std` and `b_std` of the architecture's layers.
 
-    **Raises:** `ValueError` that names the argument.
+    **Raises:** `ValueError` that names the argument; `ImportError` where the engine is neural-tangents and that does
+    not work here.
     """
     return _closed_form(architecture, "ntk", engine, block_pairs, pallas)
 
@@ -69,7 +71,10 @@ def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pai
     if not isinstance(pallas, bool) or (pallas and not fused):
         expected = "True or False" if fused else "False with the engine 'neural_tangents'"
         raise ValueError(f"pallas: got {pallas!r}, expected {expected}")
-    return FusedKernel(architecture, get, block_pairs, pallas) if fused else NeuralTangentsKernel(architecture, get)
+    if fused:
+        return FusedKernel(architecture, get, block_pairs, pallas)
+    nt.load()  # what is missing is said here, and not inside of a compiled function
+    return NeuralTangentsKernel(architecture, get)
 
 
 @told_apart

@@ -123,6 +123,7 @@ def test_transformations() -> None:
 
 
 def test_other_hyper_parameters_do_not_compile_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("neural_tangents")
     traces = []
     gram = NeuralTangentsKernel.gram
 
@@ -144,6 +145,7 @@ def test_other_hyper_parameters_do_not_compile_again(monkeypatch: pytest.MonkeyP
 
 
 def test_from_stax() -> None:
+    pytest.importorskip("neural_tangents")
     _, _, kernel_fn = nt.stax.serial(nt.stax.Dense(1, 1.5, 0.1), nt.stax.Erf(), nt.stax.Dense(1, 1.5, 0.1))
     architecture = ntkit.fc(1, activation="erf", W_std=1.5, b_std=0.1)
     for get, build in (("ntk", ntkit.ntk), ("nngp", ntkit.nngp)):

@@ -118,6 +118,7 @@ def test_is_the_gram_matrix_of_the_jacobian(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fc", "simple_cnn"])
 def test_agrees_with_neural_tangents(name: str) -> None:
+    pytest.importorskip("neural_tangents")
     apply_fn, variables, function, params = network(name)
     x1, x2 = inputs(1, 4), inputs(2, 3)
     kernel = ntkit.empirical_ntk(apply_fn, variables)

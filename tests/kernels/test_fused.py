@@ -57,6 +57,7 @@ def close(found: jax.Array, expected: jax.Array, tolerance: float) -> None:
 
 @pytest.mark.parametrize(("architecture", "kernel"), CASES)
 def test_agrees_with_neural_tangents(architecture: str, kernel: str, x64: None) -> None:
+    pytest.importorskip("neural_tangents")
     fused, reference = (KERNELS[kernel](ARCHITECTURES[architecture], engine) for engine in ("fused", "neural_tangents"))
     assert (fused.engine, reference.engine) == ("fused", "neural_tangents")
     x = jnp.asarray(inputs(np.float64))
@@ -85,6 +86,7 @@ def test_agrees_with_neural_tangents(architecture: str, kernel: str, x64: None) 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["relu", "erf", "convnet"])
 def test_agrees_with_neural_tangents_in_float32(architecture: str) -> None:
+    pytest.importorskip("neural_tangents")
     fused, reference = (ntkit.ntk(ARCHITECTURES[architecture], engine) for engine in ("fused", "neural_tangents"))
     x = jnp.asarray(inputs(np.float32))
 
@@ -207,6 +209,7 @@ def test_displacements_that_are_needed() -> None:
 
 
 def test_what_is_not_fused_goes_to_neural_tangents() -> None:
+    pytest.importorskip("neural_tangents")
     gelu = ntkit.fc(1, activation="gelu")
     assert ntkit.ntk(gelu).engine == "neural_tangents"
     with pytest.raises(ValueError, match="engine: got 'fused', expected 'auto' or 'neural_tangents'"):

@@ -36,6 +36,7 @@ CIRCULAR = (Conv(1.3, 0.2, padding="CIRCULAR"), Conv(1.3, None, (2, 3), (2, 1), 
     ids=lambda architecture: f"{architecture.name}-{architecture.parameterization}",
 )
 def test_same_parameters_same_outputs(architecture: Architecture) -> None:
+    pytest.importorskip("neural_tangents")
     x = jax.random.normal(jax.random.key(0), (2, 5, 7, 2))
     init_fn, apply_fn, _ = architecture.stax(3, 4)
     rng = np.random.default_rng(1)

@@ -18,6 +18,7 @@ MODULE = ntkit.fc(1, activation="erf").flax(2, 16)
 
 @pytest.mark.slow
 def test_the_expansion_is_that_of_neural_tangents() -> None:
+    pytest.importorskip("neural_tangents")
     network = networks.train(MODULE, X, Y, key=KEY, steps=5)
     linear = networks.linearize(network)
     np.testing.assert_allclose(linear(TEST), network(TEST), rtol=1e-5, atol=1e-6)
