@@ -133,9 +133,10 @@ def _real(value: Any) -> float | None:
     """A real number as a float; None for anything else, a tracer among it."""
     if isinstance(value, bool | np.bool_ | jax.core.Tracer):
         return None
-    if isinstance(value, np.ndarray | jax.Array) and (value.shape != () or not _is_real(value.dtype)):
+    array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    if array and (value.shape != () or not _is_real(value.dtype)):
         return None
-    if not isinstance(value, numbers.Real | np.ndarray | np.generic | jax.Array):
+    if not array and not isinstance(value, numbers.Real):
         return None
     try:
         return float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,9 @@ from ntkit.architectures import (
     Dense,
     Flatten,
     GlobalAveragePool,
+    Padding,
     Std,
+    check_image_shape,
 )
 
 
@@ -31,6 +34,7 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map images (n, height, width, channels) or vectors (n, d) to outputs (n, num_outputs)."""
+        check_image_shape(self.architecture, x.shape[1:])
         standard = self.architecture.parameterization == "standard"
         last = len(self.architecture.layers) - 1
         for i, layer in enumerate(self.architecture.layers):
@@ -58,6 +62,8 @@ class Network(nn.Module):
                     x = x.mean(axis=(1, 2))
                 case Flatten():
                     x = x.reshape(x.shape[0], -1)
+                case _:
+                    assert_never(layer)
         return x
 
 
@@ -71,7 +77,7 @@ class Affine(nn.Module):
     features: int
     window: tuple[int, int] | None
     strides: tuple[int, int]
-    padding: str
+    padding: Padding
     W_std: Std
     b_std: Std | None
     standard: bool
@@ -84,11 +90,16 @@ class Affine(nn.Module):
         if self.window is None:
             linear: nn.Module = nn.Dense(self.features, use_bias=False, kernel_init=kernel_init, name="linear")
         else:
+            padding = self.padding
+            if padding == "CIRCULAR":
+                # Where zeros would be otherwise. flax, left to itself, pads as if there were no strides.
+                pads = jax.lax.padtype_to_pads(x.shape[1:3], self.window, self.strides, "SAME")
+                x, padding = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap"), "VALID"
             linear = nn.Conv(
                 self.features,
                 self.window,
                 self.strides,
-                self.padding,
+                padding,
                 use_bias=False,
                 kernel_init=kernel_init,
                 name="linear",

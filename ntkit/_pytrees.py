@@ -14,6 +14,9 @@ def told_apart(cls: type) -> type:
 
     JAX 0.10 to 0.12 compares the structures of dataclasses by their fields and not by their types. Where two types have
     the same ones, a compiled function is now and then run with what it was compiled for the other.
+
+    What `__post_init__` checks are a user's arguments. JAX, which builds values again with tracers, arrays, `None` or
+    objects of its own as leaves, goes past it.
     """
     fields = dataclasses.fields(cls)
     static = [field.name for field in fields if field.metadata.get("static")]
@@ -24,7 +27,10 @@ def told_apart(cls: type) -> type:
         return children, tuple(getattr(value, name) for name in static)
 
     def unflatten(others: tuple[Any, ...], children: Iterable[Any]) -> Any:
-        return cls(**dict(zip(leaves, children, strict=True)), **dict(zip(static, others, strict=True)))
+        value: Any = object.__new__(cls)
+        vars(value).update(zip(leaves, children, strict=True))
+        vars(value).update(zip(static, others, strict=True))
+        return value
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
     return cls

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, assert_never, get_args
 
 import jax
 
 from ntkit import _neural_tangents as nt
 from ntkit import activations
-from ntkit._checks import check_choice, check_integer, check_scalar
+from ntkit._checks import check_choice, check_integer, check_scalar, check_text, wrong
 from ntkit._pytrees import told_apart
 
 if TYPE_CHECKING:
@@ -47,17 +47,30 @@ class Dense:
     W_std: Std
     b_std: Std | None
 
+    def __post_init__(self) -> None:
+        _check_stds(self)
+
 
 @told_apart
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A convolution over (n, height, width, channels), with the standard deviations of [`Dense`][]."""
+    """A convolution over (n, height, width, channels).
+
+    **Fields:** `W_std`, `b_std`: as of [`Dense`][]. `window`, `strides`: (vertical, horizontal), in pixels. `padding`:
+    with zeros (`"SAME"`), around the image's other end (`"CIRCULAR"`), or none (`"VALID"`).
+    """
 
     W_std: Std
     b_std: Std | None
     window: tuple[int, int] = dataclasses.field(default=(3, 3), metadata=STATIC)
     strides: tuple[int, int] = dataclasses.field(default=(1, 1), metadata=STATIC)
     padding: Padding = dataclasses.field(default="SAME", metadata=STATIC)
+
+    def __post_init__(self) -> None:
+        _check_stds(self)
+        _check_pair("window", self.window)
+        _check_pair("strides", self.strides)
+        check_choice("padding", self.padding, PADDINGS)
 
 
 @told_apart
@@ -67,6 +80,9 @@ class Activation:
 
     name: str = dataclasses.field(metadata=STATIC)
 
+    def __post_init__(self) -> None:
+        check_choice("activation", self.name, sorted(activations.ACTIVATIONS))
+
 
 @told_apart
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +90,9 @@ class AveragePool:
     """Average pooling over disjoint windows; rows and columns that do not fill a window are dropped."""
 
     window: tuple[int, int] = dataclasses.field(default=(2, 2), metadata=STATIC)
+
+    def __post_init__(self) -> None:
+        _check_pair("window", self.window)
 
 
 @told_apart
@@ -89,6 +108,8 @@ class Flatten:
 
 
 Layer: TypeAlias = Dense | Conv | Activation | AveragePool | GlobalAveragePool | Flatten
+# Layers of images.
+SPATIAL = (Conv, AveragePool, GlobalAveragePool)
 
 
 @told_apart
@@ -104,12 +125,20 @@ class Architecture:
       arXiv:2001.07301). The NNGP kernel is the same in both; the NTK of the standard parameterization depends on
       the width.
     - `width`: units or channels of each hidden layer where no other is asked for.
+
+    **Raises:** `ValueError` that names the field, or the layer that cannot follow those before it.
     """
 
     layers: tuple[Layer, ...]
     name: str = dataclasses.field(metadata=STATIC)
     parameterization: Parameterization = dataclasses.field(default="ntk", metadata=STATIC)
     width: int = dataclasses.field(default=512, metadata=STATIC)
+
+    def __post_init__(self) -> None:
+        _check_layers(self.layers)
+        check_text("name", self.name)
+        check_choice("parameterization", self.parameterization, PARAMETERIZATIONS)
+        check_integer("width", self.width)
 
     def stax(self, num_outputs: int = 1, width: int | None = None) -> StaxTriple:
         """Read the architecture as `neural_tangents.stax` functions.
@@ -118,7 +147,10 @@ class Architecture:
         (default: the architecture's own).
 
         **Returns:** `(init_fn, apply_fn, kernel_fn)`.
+
+        **Raises:** `ValueError` that names the argument, or a nonlinearity whose input is not Gaussian.
         """
+        check_gaussian(self)
         width = check_integer("width", self.width if width is None else width)
         num_outputs = check_integer("num_outputs", num_outputs)
         last = len(self.layers) - 1
@@ -169,7 +201,7 @@ def fc(
 
     **Raises:** `ValueError` that names the argument.
     """
-    build = _Builder("depth", depth, 0, activation, W_std, b_std, parameterization, width)
+    build = _Builder(depth, 0, activation, W_std, b_std, parameterization, width)
     layers = (Flatten(), *(build.dense, build.activation) * depth, build.dense)
     return build.architecture(f"fc{depth}", layers)
 
@@ -187,7 +219,7 @@ def conv(
 
     **Arguments:** as in [`fc`][]; `depth` is the number of convolutions, at least 1.
     """
-    build = _Builder("depth", depth, 1, activation, W_std, b_std, parameterization, width)
+    build = _Builder(depth, 1, activation, W_std, b_std, parameterization, width)
     layers = (*(build.conv, build.activation) * depth, Flatten(), build.dense)
     return build.architecture(f"conv{depth}", layers)
 
@@ -208,7 +240,7 @@ def convnet(
 
     **Arguments:** as in [`fc`][]; `depth` is the number of convolutions, at least 1.
     """
-    build = _Builder("depth", depth, 1, activation, W_std, b_std, parameterization, width)
+    build = _Builder(depth, 1, activation, W_std, b_std, parameterization, width)
     layers = (*(build.conv, build.activation, AveragePool()) * depth, Flatten(), build.dense)
     return build.architecture(f"convnet{depth}", layers)
 
@@ -233,33 +265,56 @@ def myrtle(
 
     **Arguments:** as in [`fc`][]; `depth` is 5, 7 or 10.
     """
+    build = _Builder(depth, 1, activation, W_std, b_std, parameterization, width)
     if depth not in MYRTLE_STAGES:
-        raise ValueError(f"depth: got {depth!r}, expected 5, 7 or 10 (the Myrtle networks there are)")
-    build = _Builder("depth", depth, 1, activation, W_std, b_std, parameterization, width)
+        raise wrong("depth", depth, "5, 7 or 10 (the Myrtle networks there are)")
     first, second, third = ((build.conv, build.activation) * count for count in MYRTLE_STAGES[depth])
     layers = (*first, AveragePool(), *second, AveragePool(), *third, GlobalAveragePool(), build.dense)
     return build.architecture(f"myrtle{depth}", layers)
 
 
+def check_gaussian(architecture: Architecture) -> None:
+    """Raise `ValueError` where a nonlinearity does not act on Gaussian values, whose expectation its closed form is.
+
+    Random weights make values Gaussian, and their means stay so. Those of `Flatten` are Gaussian too, but not alike:
+    each pixel has a variance of its own.
+    """
+    source: str | None = "the inputs"
+    for i, layer in enumerate(architecture.layers):
+        nonlinear = isinstance(layer, Activation) and layer.name != "identity"
+        if nonlinear and source is not None:
+            raise ValueError(
+                f"layers[{i}]: got {_told(layer)} of {source}, expected Dense or Conv between them: the closed form is "
+                "of Gaussian values"
+            )
+        if isinstance(layer, Dense | Conv):
+            source = None
+        elif nonlinear or (isinstance(layer, Flatten) and source is None):
+            source = f"the values of layers[{i}], {_told(layer)}"
+
+
 def check_image_shape(architecture: Architecture, shape: tuple[int, ...]) -> None:
     """Raise `ValueError` where an input of `shape`, (height, width, channels) or (d,), does not fit the network."""
     size = shape[:2] if len(shape) == 3 else None
-    spatial = any(isinstance(layer, Conv | AveragePool | GlobalAveragePool) for layer in architecture.layers)
-    if spatial and size is None:
+    spatial = next((layer for layer in architecture.layers if isinstance(layer, SPATIAL)), None)
+    if spatial is not None and size is None:
         raise ValueError(
-            f"x: got inputs of shape {shape}, expected (height, width, channels): {architecture.name} convolves"
+            f"x: got inputs of shape {shape}, expected (height, width, channels): {architecture.name} has "
+            f"{_told(spatial)}"
         )
     for layer in architecture.layers:
-        if isinstance(layer, Flatten | GlobalAveragePool):
+        if size is None or isinstance(layer, Flatten | GlobalAveragePool):
             return
-        if size is not None and isinstance(layer, AveragePool):
+        if isinstance(layer, AveragePool):
             size = (size[0] // layer.window[0], size[1] // layer.window[1])
-        elif size is not None and isinstance(layer, Conv):
+        elif isinstance(layer, Conv):
             size = _convolved(size, layer)
-        if size is not None and min(size) < 1:
+        else:
+            continue
+        if min(size) < 1:
             raise ValueError(
-                f"x: got images of {shape[0]}×{shape[1]} pixels, expected larger ones: "
-                f"{architecture.name} pools them away"
+                f"x: got images of {shape[0]}×{shape[1]} pixels, expected larger ones: of {architecture.name} the "
+                f"window {layer.window} of a {_told(layer)} does not fit"
             )
     if size is not None:
         raise ValueError(
@@ -277,12 +332,56 @@ def _convolved(size: tuple[int, int], layer: Conv) -> tuple[int, int]:
     return height, width
 
 
+def _check_layers(layers: object) -> None:
+    """Raise `ValueError` unless these are layers that can follow each other, whatever the inputs' size."""
+    if not isinstance(layers, tuple):
+        raise wrong("layers", layers, "a tuple of layers")
+    for i, layer in enumerate(layers):
+        # No subclasses: JAX would not know them.
+        if type(layer) not in get_args(Layer):
+            raise wrong(f"layers[{i}]", layer, "a layer of ntkit.architectures, such as Dense(1.0, None)")
+    if not layers or not isinstance(layers[-1], Dense):
+        last = _told(layers[-1]) if layers else "no layers"
+        raise ValueError(f"layers: got {last}, expected the readout, Dense(W_std, b_std), as the last of them")
+    vectors = None
+    for i, layer in enumerate(layers):
+        if vectors is not None and isinstance(layer, SPATIAL):
+            raise ValueError(f"layers[{i}]: got {_told(layer)} after {vectors}, expected it before: it needs images")
+        if isinstance(layer, Flatten | GlobalAveragePool) and vectors is None:
+            vectors = f"layers[{i}], {_told(layer)}"
+    images = next((i for i, layer in enumerate(layers) if isinstance(layer, SPATIAL)), None)
+    if images is not None and vectors is None:
+        raise ValueError(
+            f"layers: got neither Flatten() nor GlobalAveragePool() after layers[{images}], {_told(layers[images])}, "
+            "expected one of them before the readout"
+        )
+
+
+def _check_stds(layer: Dense | Conv) -> None:
+    check_scalar("W_std", layer.W_std)
+    if layer.b_std is not None:
+        check_scalar("b_std", layer.b_std)
+
+
+def _check_pair(name: str, value: object) -> None:
+    try:
+        right = isinstance(value, tuple) and len([check_integer(name, each) for each in value]) == 2
+    except ValueError:
+        right = False
+    if not right:
+        raise wrong(name, value, "a tuple of two positive integers, (vertical, horizontal)")
+
+
+def _told(layer: Layer) -> str:
+    """Name a layer in one word."""
+    return f"Activation({layer.name!r})" if isinstance(layer, Activation) else type(layer).__name__
+
+
 class _Builder:
-    """The layers that the networks above are made of, their arguments checked once."""
+    """The layers that the networks above are made of, which check what they are given."""
 
     def __init__(
         self,
-        depth_name: str,
         depth: int,
         least: int,
         activation: str,
@@ -292,12 +391,8 @@ class _Builder:
         width: int,
     ) -> None:
         check_integer("depth", depth, least)
-        check_choice("activation", activation, sorted(activations.ACTIVATIONS))
-        check_choice("parameterization", parameterization, PARAMETERIZATIONS)
-        W_std = check_scalar("W_std", W_std)
-        b_std = None if b_std is None else check_scalar("b_std", b_std)
         self.parameterization = parameterization
-        self.width = check_integer("width", width)
+        self.width = width
         self.dense = Dense(W_std, b_std)
         self.conv = Conv(W_std, b_std)
         self.activation = Activation(activation)
@@ -329,3 +424,5 @@ def _stax_layer(layer: Layer, width: int, parameterization: Parameterization) ->
             return stax.GlobalAvgPool()
         case Flatten():
             return stax.Flatten()
+        case _:
+            assert_never(layer)

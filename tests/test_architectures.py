@@ -7,7 +7,7 @@ import pytest
 
 import ntkit
 from ntkit.activations import ACTIVATIONS
-from ntkit.architectures import Activation, AveragePool, Conv, Dense, Flatten, GlobalAveragePool
+from ntkit.architectures import Activation, Architecture, AveragePool, Conv, Dense, Flatten, GlobalAveragePool
 
 FACTORIES = [
     functools.partial(f, d) for f, d in ((ntkit.fc, 1), (ntkit.conv, 2), (ntkit.convnet, 2), (ntkit.myrtle, 5))
@@ -82,6 +82,26 @@ def test_std_may_be_arrays() -> None:
     np.testing.assert_allclose(output(1.5), module.apply(variables, jnp.ones((1, 2))), rtol=1e-6)
 
 
+def test_jax_may_build_them_of_anything() -> None:
+    architecture = Architecture((Conv(1.0, None), Flatten(), Dense(1.5, 0.5)), "any")
+    leaves, tree = jax.tree.flatten(architecture)
+    for leaf in (None, object(), "leaf", np.ones(3), float("nan")):
+        built = jax.tree.unflatten(tree, [leaf] * len(leaves))
+        assert built.layers[2].W_std is leaf
+        assert built.layers[0].b_std is None
+    moved = jax.vmap(lambda one: one.layers[2].W_std * one.layers[2].b_std)(
+        jax.tree.map(lambda v: np.ones(2) * v, architecture)
+    )
+    np.testing.assert_allclose(moved, [0.75, 0.75])
+
+
+DENSE = Dense(1.0, None)
+
+
+def by_hand(*layers, **fields) -> Architecture:
+    return Architecture(layers, "by hand", **fields)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -91,6 +111,56 @@ def test_std_may_be_arrays() -> None:
         (lambda: ntkit.conv(0), "depth: got 0, expected an integer of at least 1"),
         (lambda: ntkit.convnet(0), "depth: got 0"),
         (lambda: ntkit.myrtle(6), "depth: got 6, expected 5, 7 or 10"),
+        (lambda: ntkit.myrtle(5.0), "depth: got 5.0, expected an integer"),
+        (lambda: ntkit.myrtle([5]), r"depth: got \[5\], expected an integer"),
+        (lambda: Activation("tanh"), "activation: got 'tanh', expected one of 'abs', 'cos', 'erf'"),
+        (lambda: Activation(["relu"]), r"activation: got \['relu'\], expected one of"),
+        (lambda: Dense("1", None), "W_std: got '1', expected a finite number of at least 0"),
+        (lambda: Dense(np.ones(2), None), r"W_std: got float64 of shape \(2,\), expected a finite number"),
+        (lambda: Dense(1.0, -1), "b_std: got -1, expected"),
+        (lambda: Conv(1j, None), "W_std: got 1j, expected a finite number"),
+        (lambda: Conv(np.complex64(1), None), "W_std: got .*1.*, expected a finite number"),
+        (lambda: Conv(1.0, np.inf), "b_std: got inf, expected a finite number"),
+        (lambda: jax.jit(lambda W_std: Dense(W_std, None))(np.ones(2)), "W_std: got .*, expected a scalar"),
+        (lambda: Conv(1.0, None, padding="valid"), "padding: got 'valid', expected one of 'SAME', 'VALID', 'CIRCULAR'"),
+        (lambda: Conv(1.0, None, padding=None), "padding: got None, expected one of 'SAME'"),
+        (lambda: Conv(1.0, None, padding=((1, 1), (1, 1))), r"padding: got \(\(1, 1\), \(1, 1\)\), expected one of"),
+        (lambda: Conv(1.0, None, window=3), "window: got 3, expected a tuple of two positive integers"),
+        (lambda: Conv(1.0, None, window=[3, 3]), r"window: got \[3, 3\], expected a tuple of two"),
+        (lambda: Conv(1.0, None, window=(3, 3, 3)), r"window: got \(3, 3, 3\), expected a tuple of two"),
+        (lambda: Conv(1.0, None, strides=(0, 1)), r"strides: got \(0, 1\), expected a tuple of two positive"),
+        (lambda: Conv(1.0, None, strides=(1, 1.5)), r"strides: got \(1, 1.5\), expected a tuple"),
+        (lambda: AveragePool((2, -2)), r"window: got \(2, -2\), expected a tuple of two positive"),
+        (lambda: AveragePool(2), "window: got 2, expected a tuple"),
+        (lambda: by_hand(), "layers: got no layers, expected the readout"),
+        (
+            lambda: by_hand(Flatten(), DENSE, Activation("relu")),
+            r"layers: got Activation\('relu'\), expected the readout",
+        ),
+        (lambda: Architecture([DENSE], "x"), r"layers: got \[Dense.*\], expected a tuple of layers"),
+        (lambda: Architecture(DENSE, "x"), r"layers: got Dense\(.*\), expected a tuple of layers"),
+        (
+            lambda: by_hand(Flatten, DENSE),
+            r"layers\[0\]: got the class Flatten, expected a layer of ntkit.architectures",
+        ),
+        (lambda: by_hand((len, len, len), DENSE), r"layers\[0\]: got \(<built-in.*, expected a layer"),
+        (lambda: by_hand(ntkit.fc(0), DENSE), r"layers\[0\]: got Architecture.*, expected a layer"),
+        (
+            lambda: by_hand(Flatten(), Conv(1.0, None), DENSE),
+            r"layers\[1\]: got Conv after layers\[0\], Flatten, expected it",
+        ),
+        (lambda: by_hand(Flatten(), GlobalAveragePool(), DENSE), r"layers\[1\]: got GlobalAveragePool after"),
+        (
+            lambda: by_hand(GlobalAveragePool(), AveragePool(), DENSE),
+            r"\[1\]: got AveragePool after layers\[0\], GlobalAv",
+        ),
+        (
+            lambda: by_hand(DENSE, AveragePool(), DENSE),
+            r"layers: got neither Flatten.* after layers\[1\], AveragePool, exp",
+        ),
+        (lambda: by_hand(DENSE, parameterization="Standard"), "parameterization: got 'Standard', expected 'ntk' or"),
+        (lambda: by_hand(DENSE, width=1.5), "width: got 1.5, expected an integer"),
+        (lambda: Architecture((DENSE,), None), "name: got None, expected a string"),
         (lambda: ntkit.fc(1, activation="swish"), "activation: got 'swish', expected one of 'abs', 'cos', 'erf'"),
         (lambda: ntkit.fc(1, W_std=-1.0), "W_std: got -1.0, expected a finite number of at least 0"),
         (lambda: ntkit.fc(1, W_std=np.ones(2)), "W_std: got float64 of shape"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import numpy as np
 
@@ -133,6 +133,8 @@ def _divide(architecture: Architecture, shape: tuple[int, int, int]) -> tuple[li
                 cells = [_sampled(n, layer, axis) for axis, n in enumerate(size)]
                 if cells != [_every(n) for n in size]:
                     end(cells)
+            case _:
+                assert_never(layer)
     ends.append([(n, _every(n)) for n in size])
     return layers, ends
 

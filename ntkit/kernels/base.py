@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ntkit._checks import check_scalar
+from ntkit._checks import check_scalar, wrong
 from ntkit._pytrees import told_apart
 from ntkit.kernels._inputs import check_inputs, check_pair
 
@@ -66,11 +66,11 @@ class Kernel:
 
         **Raises:** `ValueError` that names the argument whose shape or dtype does not fit.
         """
-        return _gram(self, *check_pair(x1, x2))
+        return _gram(check_kernel("kernel", self), *check_pair(x1, x2))
 
     def diagonal(self, x: Float[ArrayLike, "n ..."]) -> Float[Array, " n"]:
         """Give the kernel of each input with itself: the diagonal of `self(x)`, without the rest of it."""
-        return _diagonal(self, check_inputs("x", x))
+        return _diagonal(check_kernel("kernel", self), check_inputs("x", x))
 
     def __add__(self, other: Kernel) -> Kernel:
         if not isinstance(other, Kernel):
@@ -84,6 +84,19 @@ class Kernel:
 
     def __rmul__(self, other: ArrayLike) -> Kernel:
         return Scaled(self, check_scalar("scale", other))
+
+
+def check_kernel(name: str, value: object) -> Kernel:
+    """A kernel that JAX can take apart, with all that it is made of."""
+    if not isinstance(value, Kernel):
+        raise wrong(name, value, "an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1))")
+    for leaf in jax.tree.leaves(value):
+        if isinstance(leaf, Kernel):
+            raise ValueError(
+                f"{name}: got a {type(leaf).__name__}, which is no pytree, expected its class to be registered, "
+                "by @jax.tree_util.register_dataclass for example"
+            )
+    return value
 
 
 # The inputs decide the precision, not hyper-parameters: these may be float64 scalars of NumPy where x64 is on.

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from ntkit import _neural_tangents as nt
 from ntkit._pytrees import told_apart
-from ntkit.architectures import Architecture, AveragePool, Flatten, GlobalAveragePool, check_image_shape
+from ntkit.architectures import Architecture, AveragePool, Flatten, GlobalAveragePool, check_gaussian, check_image_shape
 from ntkit.kernels.base import Kernel
 from ntkit.kernels.fused import FusedKernel, supports
 from ntkit.kernels.stax import Get
@@ -36,8 +36,8 @@ def ntk(
 
     **Returns:** a [`Kernel`][] whose leaves are the `W_std` and `b_std` of the architecture's layers.
 
-    **Raises:** `ValueError` that names the argument; `ImportError` where the engine is neural-tangents and that does
-    not work here.
+    **Raises:** `ValueError` that names the argument, or a nonlinearity whose input is not Gaussian; `ImportError` where
+    the engine is neural-tangents and that does not work here.
     """
     return _closed_form(architecture, "ntk", engine, block_pairs, pallas)
 
@@ -57,6 +57,7 @@ def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pai
         raise ValueError(
             f"architecture: got {type(architecture).__name__}, expected an ntkit.Architecture such as ntkit.fc(1)"
         )
+    check_gaussian(architecture)
     if engine not in ENGINES:
         raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
     if engine == "fused" and not supports(architecture):

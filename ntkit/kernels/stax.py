@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from ntkit._checks import check_callable, wrong
 from ntkit._pytrees import told_apart
 from ntkit.kernels.base import Kernel
 
 Get: TypeAlias = Literal["ntk", "nngp"]
+KERNEL_FN = "a stax kernel function of (x1, x2, get), the third of (init_fn, apply_fn, kernel_fn)"
 
 
 def from_stax(kernel_fn: Callable[..., Any], get: Get = "ntk") -> Kernel:
@@ -22,9 +28,12 @@ def from_stax(kernel_fn: Callable[..., Any], get: Get = "ntk") -> Kernel:
 
     **Raises:** `ValueError` that names the argument.
     """
-    if not callable(kernel_fn):
-        raise ValueError(f"kernel_fn: got {type(kernel_fn).__name__}, expected a stax kernel function")
-    return StaxKernel(kernel_fn, check_get(get))
+    check_get(get)
+    try:
+        inspect.signature(check_callable("kernel_fn", kernel_fn, KERNEL_FN)).bind(None, None, get)
+    except TypeError:
+        raise wrong("kernel_fn", kernel_fn, KERNEL_FN) from None
+    return StaxKernel(kernel_fn, get)
 
 
 def check_get(get: Get) -> Get:
@@ -48,4 +57,11 @@ class StaxKernel(Kernel):
         return "neural_tangents"
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
-        return self.kernel_fn(x1, x2, self.get)
+        values = self.kernel_fn(x1, x2, self.get)
+        pairs = (len(x1), len(x1 if x2 is None else x2))
+        array = isinstance(values, jax.Array | np.ndarray)
+        if not array or values.shape != pairs or jnp.iscomplexobj(values):
+            given = f"{values.dtype} of shape {values.shape}" if array else type(values).__name__
+            # A network without Flatten() or GlobalAvgPool() has a value for each pair of pixels.
+            raise ValueError(f"kernel_fn: got {given}, expected real numbers {pairs}, one for each pair of inputs")
+        return jnp.asarray(values)

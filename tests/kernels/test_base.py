@@ -155,6 +155,43 @@ def test_from_stax() -> None:
     np.testing.assert_allclose(kernel.diagonal(X1), np.diag(kernel(X1)), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("get", "message"),
+    [
+        (
+            lambda kernel_fn, *x: kernel_fn(*x, "ntk"),
+            r"got float32 of shape \(2, 2, 2, 2, 2, 2\), expected real numbers",
+        ),
+        (lambda kernel_fn, *x: kernel_fn(*x, None), r"got Kernel, expected real numbers \(2, 2\), one for each pair"),
+        (lambda kernel_fn, *x: kernel_fn(*x, ("nngp", "ntk")), "got AnalyticKernel, expected real numbers"),
+        (
+            lambda kernel_fn, *x: kernel_fn(*x, "ntk").mean((2, 3, 4, 5)) * 1j,
+            r"got complex64 of shape \(2, 2\), expected",
+        ),
+        (lambda kernel_fn, *x: None, "got NoneType, expected real numbers"),
+    ],
+)
+def test_from_stax_of_what_is_no_matrix(get, message: str) -> None:
+    pytest.importorskip("neural_tangents")
+    _, _, kernel_fn = nt.stax.Conv(1, (2, 2), padding="SAME")
+    kernel = ntkit.from_stax(lambda x1, x2, _: get(kernel_fn, x1, x2))
+    with pytest.raises(ValueError, match=f"kernel_fn: {message}") as caught:
+        kernel(np.ones((2, 2, 2, 1), "f"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kernel_that_is_no_pytree_is_refused() -> None:
+    class Constant(Kernel):
+        def gram(self, x1, x2):
+            return jnp.ones((len(x1), len(x1 if x2 is None else x2)))
+
+    message = "kernel: got a Constant, which is no pytree, expected its class to be registered"
+    for kernel in (Constant(), 2.0 * Constant(), FC + Constant()):
+        for call in (kernel, kernel.diagonal):
+            with pytest.raises(ValueError, match=message):
+                call(X1)
+
+
 def test_a_kernel_of_ones_own() -> None:
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Closed-form kernels against a recursion in NumPy, neural-tangents by hand, quadrature and finite differences."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,14 +220,50 @@ def test_std_may_be_traced_and_learned() -> None:
         (lambda: ntkit.ntk("fc"), r"architecture: got str, expected an ntkit\.Architecture"),
         (lambda: ntkit.ntk(ntkit.fc), "architecture: got function"),
         (lambda: ntkit.nngp(ntkit.fc(1), engine="fast"), "engine: got 'fast', expected one of 'auto'"),
-        (lambda: ntkit.from_stax(3), "kernel_fn: got int, expected a stax kernel function"),
+        (lambda: ntkit.from_stax(3), "kernel_fn: got 3, expected a stax kernel function"),
+        (lambda: ntkit.from_stax(lambda params, x: x), "kernel_fn: got .*, expected a stax kernel function"),
         (lambda: ntkit.from_stax(len, "cov1"), "get: got 'cov1', expected 'ntk' or 'nngp'"),
         (lambda: ntkit.ntk(ntkit.conv(1))(np.zeros((2, 5), "f")), r"x: got inputs of shape \(5,\), expected \(height"),
         (lambda: ntkit.ntk(ntkit.convnet(3))(np.zeros((2, 7, 9, 1), "f")), "x: got images of 7×9 pixels"),
-        (lambda: ntkit.ntk(by_hand("open", Conv(1.0, None)))(np.zeros((2, 3, 3, 1), "f")), "open without Flatten"),
+        (lambda: ntkit.ntk(by_hand("pixels"))(np.zeros((2, 3, 3, 1), "f")), "architecture: got pixels without Flatten"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+CONV, DENSE, ERF, POOL = Conv(1.2, 0.1), Dense(1.2, 0.1), Activation("erf"), AveragePool()
+
+
+@pytest.mark.parametrize(
+    ("layers", "place", "source"),
+    [
+        ((Flatten(), RELU), 1, "the inputs"),
+        ((POOL, RELU, Flatten()), 1, "the inputs"),
+        ((Flatten(), DENSE, ERF, RELU), 3, "the values of layers[2], Activation('erf')"),
+        ((CONV, ERF, POOL, RELU, Flatten()), 3, "the values of layers[1], Activation('erf')"),
+        ((CONV, ERF, GlobalAveragePool(), RELU), 3, "the values of layers[1], Activation('erf')"),
+        ((Flatten(), DENSE, ERF, Activation("identity"), RELU), 4, "the values of layers[2], Activation('erf')"),
+        # Of each pixel's own variance there is the mean of the nonlinearity, not the nonlinearity of the mean.
+        ((CONV, Flatten(), RELU), 2, "the values of layers[1], Flatten"),
+    ],
+)
+def test_a_nonlinearity_of_what_is_not_gaussian_is_refused(layers, place: int, source: str) -> None:
+    architecture = by_hand("by hand", *layers)
+    message = f"layers[{place}]: got Activation('relu') of {source}, expected Dense or Conv between them: "
+    for read in (ntkit.nngp, ntkit.ntk, lambda a: ntkit.ntk(a, "neural_tangents"), Architecture.stax):
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            read(architecture)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["fused", "neural_tangents"])
+def test_identity_is_harmless_anywhere(engine: str) -> None:
+    if engine == "neural_tangents":
+        pytest.importorskip("neural_tangents")
+    identity, x = Activation("identity"), random.normal(random.key(0), (3, 4))
+    plain = ntkit.ntk(by_hand("plain", Flatten(), DENSE, RELU), engine)(x)
+    layers = (identity, Flatten(), identity, DENSE, identity, RELU, identity)
+    np.testing.assert_allclose(ntkit.ntk(by_hand("identities", *layers), engine)(x), plain, rtol=1e-6)

@@ -20,7 +20,12 @@ def from_stax_parameters(params):
     }
 
 
-CIRCULAR = (Conv(1.3, 0.2, padding="CIRCULAR"), Conv(1.3, None, (2, 3), (2, 1), "VALID"), AveragePool((2, 1)))
+CIRCULAR = (
+    Conv(1.3, 0.2, padding="CIRCULAR"),
+    Conv(1.1, 0.1, (3, 4), (2, 3), "CIRCULAR"),
+    Conv(1.3, None, (2, 3), (2, 1), "VALID"),
+    AveragePool((1, 2)),
+)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +42,7 @@ CIRCULAR = (Conv(1.3, 0.2, padding="CIRCULAR"), Conv(1.3, None, (2, 3), (2, 1), 
 )
 def test_same_parameters_same_outputs(architecture: Architecture) -> None:
     pytest.importorskip("neural_tangents")
-    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 2))
+    x = jax.random.normal(jax.random.key(0), (2, 6, 14, 2))
     init_fn, apply_fn, _ = architecture.stax(3, 4)
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(lambda key: init_fn(key, x.shape)[1], jax.random.key(1))
@@ -55,6 +60,22 @@ def test_scales_at_initialization(parameterization: str) -> None:
     layer = jax.jit(module.init)(jax.random.key(0), jnp.ones((1, 100)))["params"]["Affine_0"]
     expected = (1.0, 1.0) if parameterization == "ntk" else (1.5 / 10, 0.5)
     np.testing.assert_allclose((layer["linear"]["kernel"].std(), layer["bias"].std()), expected, rtol=0.1)
+
+
+def test_what_has_no_closed_form_is_a_network_all_the_same() -> None:
+    relu, dense = Activation("relu"), Dense(1.0, None)
+    twice, once = (Architecture((Flatten(), dense, *(relu,) * count, dense), "relu").flax(2, 3) for count in (2, 1))
+    x = jax.random.normal(jax.random.key(0), (4, 5))
+    variables = twice.init(jax.random.key(1), x)
+    np.testing.assert_array_equal(twice.apply(variables, x), once.apply(variables, x))
+
+
+def test_inputs_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"x: got inputs of shape \(5,\), expected \(height, width, channels\): conv1"):
+        ntkit.conv(1).flax().init(jax.random.key(0), jnp.ones((2, 5)))
+    dense = Architecture((Dense(1.0, None),), "pixels").flax()
+    with pytest.raises(ValueError, match=r"architecture: got pixels without Flatten\(\)"):
+        dense.init(jax.random.key(0), jnp.ones((2, 3, 3, 1)))
 
 
 def empirical_ntks(module, x, keys):
