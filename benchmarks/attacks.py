@@ -26,7 +26,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import foolbox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +58,8 @@ def images_of(name: str, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]
 
 def by_foolbox(model: Callable[[Any], Any], x: Any, labels: Any, radius: float) -> Any:
     """Attack as a user of Foolbox does."""
+    import foolbox
+
     attack = foolbox.attacks.LinfPGD(rel_stepsize=2.5 / STEPS, steps=STEPS, random_start=False)
     return attack(foolbox.JAXModel(model, bounds=(0, 1)), x, labels, epsilons=radius)[1]
 
@@ -120,14 +121,22 @@ def compare(sides: dict[str, tuple[Any, Any]], x: Any, labels: Any, radius: floa
     return found
 
 
+ARCHITECTURE = ntkit.fc(2)
+
+
+def predictor(name: str, data_dir: Path | None, support: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Give a kernel predictor, and images to attack with their labels."""
+    images, labels = images_of(name, data_dir)
+    targets = one_hot(labels[:support], 10)
+    ours = ntkit.regression.fit(ntkit.ntk(ARCHITECTURE), images[:support], targets, 1e-3)
+    return ours, images[support:], labels[support:]
+
+
 def predictors(name: str, data_dir: Path | None, support: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Give each side with the kernel predictor that it is handed, and images to attack with their labels."""
-    images, labels = images_of(name, data_dir)
-    architecture = ntkit.fc(2)
-    targets = one_hot(labels[:support], 10)
-    ours = ntkit.regression.fit(ntkit.ntk(architecture), images[:support], targets, 1e-3)
-    _, _, kernel_fn = architecture.stax(num_outputs=10, width=1)
-    held = jnp.asarray(images[:support])
+    ours, images, labels = predictor(name, data_dir, support)
+    _, _, kernel_fn = ARCHITECTURE.stax(num_outputs=10, width=1)
+    held = ours.support
 
     def today(x: Any) -> Any:
         return kernel_fn(x, held, "ntk") @ ours.weights
@@ -139,7 +148,7 @@ def predictors(name: str, data_dir: Path | None, support: int) -> tuple[dict[str
         "Foolbox, ntkit's kernel jitted": (by_foolbox, jax.jit(ours)),
         "Foolbox, neural-tangents without jit": (by_foolbox, today),
     }
-    return sides, images[support:], labels[support:]
+    return sides, images, labels
 
 
 def network(name: str, data_dir: Path | None, steps: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:

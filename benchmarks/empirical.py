@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,13 @@ def cases(quick: bool) -> dict[str, tuple[Any, tuple[int, ...], int]]:
     }
 
 
-def kernels(module: Any, variables: Any, traced: bool) -> dict[str, Callable[[Any, Any], Any]]:
+def problem(module: Any, shape: tuple[int, ...], n: int) -> tuple[Any, Any]:
+    """Give n images, and the parameters of a network for them."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(n, *shape)), jnp.float32)
+    return x, jax.jit(module.init)(jax.random.key(0), x[:1])
+
+
+def kernels(module: Any, traced: bool, rivals: Sequence[str] = RIVALS) -> dict[str, Callable[[Any, Any], Any]]:
     """Give each side's kernel as a function of parameters and images."""
 
     def ours(params: Any, x: Any) -> Any:
@@ -57,7 +63,7 @@ def kernels(module: Any, variables: Any, traced: bool) -> dict[str, Callable[[An
         return kernel(x) if traced else kernel.full(x)
 
     sides: dict[str, Callable[[Any, Any], Any]] = {OURS: ours}
-    for name in RIVALS:
+    for name in rivals:
         # An image at a time, as its documentation recommends for networks without batch normalization.
         theirs = nt.empirical_ntk_fn(
             module.apply,
@@ -122,10 +128,9 @@ def main() -> None:
     for name, (module, shape, n) in cases(options.quick).items():
         if options.only is not None and options.only not in name:
             continue
-        x = jnp.asarray(np.random.default_rng(0).uniform(size=(n, *shape)), jnp.float32)
-        variables = jax.jit(module.init)(jax.random.key(0), x[:1])
+        x, variables = problem(module, shape, n)
         for traced in (False, True):
-            found = compare(kernels(module, variables, traced), variables, x, repeats, options.memory)
+            found = compare(kernels(module, traced), variables, x, repeats, options.memory)
             what = "traced" if traced else "full"
             rows.append({"network": name, "kernel": what, "images": n, "sides": found})
             print(f"{name}, {n} images, {what}", flush=True)

@@ -96,10 +96,11 @@ class Goal:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How large, and how often. Quick ones are to see that it runs: what comes out means nothing."""
+    """How large, how often, and whether at other sizes too. Quick ones are to see that it runs, and mean nothing."""
 
     quick: bool
     repeats: int
+    doubled: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,10 +364,20 @@ def disagreement(work: Images, ours: Program, reference: Program, size: int) -> 
 
 def image_row(work: Images, settings: Settings) -> Row:
     """Measure a kernel between images."""
-    kernel = ntkit.ntk(work.architecture, "fused")
+    return against_neural_tangents(work, ours_of(work, settings), settings)
+
+
+def ours_of(work: Images, settings: Settings) -> Program:
+    """Compile ntkit's kernel for the size that it is measured at."""
+    return image_program(ntkit.ntk(work.architecture, "fused"), work, sizes(work, settings.quick)[0])
+
+
+def against_neural_tangents(work: Images, ours: Program, settings: Settings) -> Row:
+    """Measure a compiled kernel and neural-tangents in turns."""
     size, candidates = sizes(work, settings.quick)
     tried = references(work, candidates)
-    ours = image_program(kernel, work, size)
+    if not tried:
+        raise RuntimeError("neural-tangents: there is no memory for any of the sizes tried")
     seconds = in_turns({"ntkit": ours} | {str(n): run for n, run in tried.items()}, settings)
     of_tried = {n: statistics.median(seconds[str(n)]) / n**2 for n in tried}
     reference_size = min(of_tried, key=lambda n: of_tried[n])
@@ -378,8 +389,6 @@ def image_row(work: Images, settings: Settings) -> Row:
     print(line("neural-tangents", f"{reference_size}×{reference_size} pairs", reference_side))
     error = disagreement(work, ours, reference, reference_size)
     print(f"  largest difference between the two: {error:.1e} of the largest value")
-    if work == Images(ntkit.convnet(3), False, 32) and "H100" in jax.devices()[0].device_kind:
-        print(f"  {duration(side['seconds_per_pair'])} a pair (aim on an H100: under 8 µs)")
     return {
         **compared(reference_side, side),
         "images_on_either_side": {"ntkit": size, "neural-tangents": reference_size},
@@ -387,22 +396,22 @@ def image_row(work: Images, settings: Settings) -> Row:
         "neural-tangents": reference_side,
         "seconds_per_pair_of_neural-tangents_by_size": of_tried,
         "relative_difference": error,
-        "seconds_per_pair_as_n_doubles": as_n_doubles(
-            size, side, lambda n: image_program(kernel, work, n), settings.quick
-        ),
+        **as_n_doubles(size, side, lambda n: image_program(ntkit.ntk(work.architecture, "fused"), work, n), settings),
     }
 
 
-def as_n_doubles(size: int, side: Row, make: Callable[[int], Program], quick: bool) -> Row:
-    """Measure the time per pair at half the size and at twice the size."""
+def as_n_doubles(size: int, side: Row, make: Callable[[int], Program], settings: Settings) -> Row:
+    """Measure the time per pair at half the size and at twice the size, where that is wanted."""
+    if not settings.doubled:
+        return {}
     found = {size: side["seconds_per_pair"]}
-    for n in (2 * size,) if quick else (size // 2, 2 * size):
+    for n in (2 * size,) if settings.quick else (size // 2, 2 * size):
         run = make(n)
         run()
         found[n] = statistics.median(seconds_of(run) for _ in range(3)) / n**2
     found = dict(sorted(found.items()))
     print("  time per pair as n doubles: " + ", ".join(f"n = {n}: {duration(s)}" for n, s in found.items()))
-    return {str(n): s for n, s in found.items()}
+    return {"seconds_per_pair_as_n_doubles": {str(n): s for n, s in found.items()}}
 
 
 def pallas_row(work: Images, settings: Settings) -> Row:
@@ -466,10 +475,19 @@ def vectors_of(quick: bool) -> tuple[int, ntkit.Architecture]:
 
 
 def vector_row(symmetric: bool, settings: Settings) -> Row:
-    """Measure a kernel between vectors in times of the matrix product."""
+    """Measure a kernel between vectors in times of the matrix product, and how far it is from neural-tangents."""
     n, architecture = vectors_of(settings.quick)
-    kernel = ntkit.ntk(architecture, "fused")
-    ours = vector_program(kernel, n, symmetric)
+    ours = vector_program(ntkit.ntk(architecture, "fused"), n, symmetric)
+    row = times_product(ours, symmetric, settings)
+    expected = ntkit.ntk(architecture, "neural_tangents")(*(argument[:100] for argument in ours.arguments))
+    error = float(jnp.max(jnp.abs(ours()[:100, :100] - expected)) / jnp.max(jnp.abs(expected)))
+    print(f"  largest difference from neural-tangents: {error:.1e} of the largest value")
+    return {**row, "relative_difference": error}
+
+
+def times_product(ours: Program, symmetric: bool, settings: Settings) -> Row:
+    """Measure a compiled kernel between vectors in times of the matrix product."""
+    n, architecture = vectors_of(settings.quick)
     product = program(lambda x: jnp.matmul(x, x.T, precision="highest"), vectors(0, n))
     seconds = in_turns({"ntkit": ours, "product": product}, settings)
     # A symmetric matrix's pairs are counted as those of any other.
@@ -478,18 +496,13 @@ def vector_row(symmetric: bool, settings: Settings) -> Row:
     product_side = summary(product, seconds["product"], n**2, peak)
     print(line("ntkit", f"n = {n}", side))
     print(line("X Xᵀ", f"n = {n}", product_side))
-    expected = ntkit.ntk(architecture, "neural_tangents")(*(argument[:100] for argument in ours.arguments))
-    error = float(jnp.max(jnp.abs(ours()[:100, :100] - expected)) / jnp.max(jnp.abs(expected)))
-    print(f"  largest difference from neural-tangents: {error:.1e} of the largest value")
+    kernel = ntkit.ntk(architecture, "fused")
     return {
         **compared(side, product_side),
         "n": n,
         "ntkit": side,
         "product": product_side,
-        "relative_difference": error,
-        "seconds_per_pair_as_n_doubles": as_n_doubles(
-            n, side, lambda n: vector_program(kernel, n, symmetric), settings.quick
-        ),
+        **as_n_doubles(n, side, lambda n: vector_program(kernel, n, symmetric), settings),
     }
 
 
@@ -583,25 +596,39 @@ def memory_of_process(field: str) -> int:
 # --- The table
 
 
-def works(quick: bool) -> dict[str, Work]:
-    """Give the rows by name."""
+def image_works(quick: bool) -> dict[str, Images]:
+    """Give the kernels between images by the names of their rows."""
     # Most of the time of small ones is the compilers'.
     convnet, myrtle, conv = (
         (ntkit.convnet(1), ntkit.conv(1), ntkit.conv(1))
         if quick
         else (ntkit.convnet(3), ntkit.myrtle(5), ntkit.conv(3))
     )
+    side = 8 if quick else 32
+    return {
+        "convnet3": Images(convnet, False, side),
+        "convnet3-gradient": Images(convnet, True, side),
+        "myrtle5": Images(myrtle, False, side),
+        "myrtle5-gradient": Images(myrtle, True, side),
+        "conv3": Images(conv, False, side),
+    }
+
+
+def works(quick: bool) -> dict[str, Work]:
+    """Give the rows by name."""
+    between_images = image_works(quick)
+    convnet = between_images["convnet3"]
     n, fc = vectors_of(quick)
     of_gram, depth_of_gram = gram_of(quick)
     compiled, side = compiled_of(quick)
 
-    def images(architecture: ntkit.Architecture, gradient: bool, bar: float, aim: float) -> Work:
-        work = Images(architecture, gradient, 8 if quick else 32)
-        how = "value and gradient to the first images" if gradient else "forward"
-        what = f"{architecture.name} NTK, {work.side}×{work.side}×3, {how}, against neural-tangents"
+    def images(name: str, bar: float, aim: float) -> Work:
+        work = between_images[name]
+        how = "value and gradient to the first images" if work.gradient else "forward"
+        what = f"{work.architecture.name} NTK, {work.side}×{work.side}×3, {how}, against neural-tangents"
         return Work(what, Goal(bar, aim, "×"), functools.partial(image_row, work))
 
-    def times_product(symmetric: bool, bar: float, aim: float) -> Work:
+    def vectors_work(symmetric: bool, bar: float, aim: float) -> Work:
         what = f"{fc.name} NTK, n = {n:,}, d = 784, {'with itself' if symmetric else 'with others'}, against X Xᵀ alone"
         goal = Goal(bar, aim, "× its time", more_is_better=False)
         return Work(what, goal, functools.partial(vector_row, symmetric))
@@ -613,19 +640,19 @@ def works(quick: bool) -> dict[str, Work]:
             Goal(1024, 256, " MiB", more_is_better=False),
             memory_row,
         ),
-        "convnet3": images(convnet, False, 25, 40),
-        "convnet3-gradient": images(convnet, True, 15, 30),
+        "convnet3": images("convnet3", 25, 40),
+        "convnet3-gradient": images("convnet3-gradient", 15, 30),
         "convnet3-pallas": Work(
-            f"{convnet.name} NTK, the first stage in a Pallas kernel, against the same without",
+            f"{convnet.architecture.name} NTK, the first stage in a Pallas kernel, against the same without",
             Goal(1, 2, "×"),
-            functools.partial(pallas_row, Images(convnet, False, 8 if quick else 32)),
+            functools.partial(pallas_row, convnet),
             needs_gpu=True,
         ),
-        "myrtle5": images(myrtle, False, 15, 30),
-        "myrtle5-gradient": images(myrtle, True, 10, 20),
-        "conv3": images(conv, False, 2, 5),
-        "fc3": times_product(False, 2.0, 1.3),
-        "fc3-symmetric": times_product(True, 2.0, 0.7),
+        "myrtle5": images("myrtle5", 15, 30),
+        "myrtle5-gradient": images("myrtle5-gradient", 10, 20),
+        "conv3": images("conv3", 2, 5),
+        "fc3": vectors_work(False, 2.0, 1.3),
+        "fc3-symmetric": vectors_work(True, 2.0, 0.7),
         "compile": Work(
             f"compile time, {compiled.name} with gradient, {side}×{side}×3, against neural-tangents",
             Goal(2, 5, "×"),

@@ -32,6 +32,7 @@ from ntkit.data import one_hot
 from ntkit.runs.environment import device, versions
 
 CLASSES = 10
+ARCHITECTURE = ntkit.fc(1)
 
 
 def todays_loop(images: np.ndarray, labels: np.ndarray, support: int, batch: int) -> Callable[[int], Any]:
@@ -77,9 +78,18 @@ def todays_loop(images: np.ndarray, labels: np.ndarray, support: int, batch: int
     return run
 
 
-def our_loop(images: np.ndarray, labels: np.ndarray, support: int, batch: int) -> Callable[[int], Any]:
+def problem(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give n images with labels, as many of each class."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((n, 32, 32, 3), dtype=np.float32)
+    return images, rng.permutation(np.arange(n) % CLASSES).astype(np.int32)
+
+
+def our_loop(
+    images: np.ndarray, labels: np.ndarray, support: int, batch: int, architecture: ntkit.Architecture = ARCHITECTURE
+) -> Callable[[int], Any]:
     """Give a function that takes a number of steps of `ntkit.distill.kip`."""
-    kernel = ntkit.ntk(ntkit.fc(1))
+    kernel = ntkit.ntk(architecture)
 
     def run(steps: int) -> Any:
         return ntkit.distill.kip(
@@ -120,9 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     n, support, batch, few, many = (2000, 20, 500, 1, 3) if options.quick else (50_000, 100, 5000, 10, 60)
     repeats = 2 if options.quick else options.repeats
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((n, 32, 32, 3), dtype=np.float32)
-    labels = rng.permutation(np.arange(n) % CLASSES).astype(np.int32)
+    images, labels = problem(n)
     loops = {"today": todays_loop, "ntkit": our_loop}
     runs = {name: make(images, labels, support, batch) for name, make in loops.items()}
     for run in runs.values():
