@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -38,7 +37,7 @@ from ntkit.data import Preprocessing, Split, one_hot
 from ntkit.kernels import Kernel
 from ntkit.networks.training import Module
 from ntkit.networks.transfer import Row, random_noise, transfer, transfer_rows
-from ntkit.runs import Interrupted, Run, atomic_write, progress
+from ntkit.runs import Run, atomic_write, progress
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
 # What the kinds of images are called in tables and pictures.
@@ -117,16 +116,12 @@ class Attack(RunOptions, DataOptions, KernelOptions, BallOptions):
         with new_run(out, config_of(self, ("out",))) as run:
             crafted = self._craft(kernels[0], adversary, task, key_craft)
             _write_examples(run, task, crafted)
-            try:
-                found = self._shown(run, crafted, adversary, task, modules, key_networks)
-            except KeyboardInterrupt as interrupt:
-                number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
-                raise Interrupted(f"stopped; the examples are in {run.path / 'adversarial.npz'}", number) from None
+            found = self._shown(run, crafted, adversary, task, modules, key_networks)
             title = f"{self.dataset}, {self.attack} in {_in_words(adversary)}"
             _write_report(run, title, task, crafted, found)
-        print_table(title, _table(crafted, found))
-        files = "report.html, results.json, adversarial.npz, transfer.png, examples.png"
-        print(f"{run.path}: {files} ({time.monotonic() - started:.0f} s)")
+            print_table(title, _table(crafted, found))
+            files = "report.html, results.json, adversarial.npz, transfer.png, examples.png"
+            print(f"{run.path}: {files} ({time.monotonic() - started:.0f} s)")
 
     @property
     def _learning_rate(self) -> float:

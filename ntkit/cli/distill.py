@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import shlex
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +30,11 @@ from ntkit.cli.options import (
     at_least,
     config_of,
     hyper_parameters,
+    made_run,
     make_adversary,
     make_augmentation,
     make_kernels,
     make_key,
-    new_run,
     options_from,
     prepare,
     vacant_run,
@@ -52,6 +51,7 @@ from ntkit.cli.tables import accuracy_table, in_words, print_table
 from ntkit.distill import Distilled
 from ntkit.kernels import Kernel
 from ntkit.runs import Interrupted, Run, atomic_write
+from ntkit.runs.interruption import interrupt_in
 
 # What says where a run is or how it is watched, not what it computes.
 _NOT_CONFIG = ("out", "resume", "checkpoint_every", "full_set_limit", *ROBUSTNESS, *DISTRIBUTED)
@@ -149,6 +149,7 @@ class Distill(RunOptions, DataOptions, KernelOptions, AdversaryOptions, Robustne
         self.check_robustness()
         group = self.group()
         with contextlib.ExitStack() as stack:
+            resumption = stack.enter_context(_Resumption())
             with group.together():
                 opened = None if self.resume is None else Run.resume(self.resume, self.config())
                 prepared = prepare(self)
@@ -156,18 +157,10 @@ class Distill(RunOptions, DataOptions, KernelOptions, AdversaryOptions, Robustne
                 run = opened if group.leads else None
                 if group.leads and run is None:
                     out = self.out or vacant_run(self.dataset, self.architecture, self.per_class)
-                    run = stack.enter_context(new_run(out, self.config()))
-            try:
-                kip = functools.partial(self._kip, prepared, kernels, key, optimizer)
-                self._distil(run, prepared, kernels, adversary, kip)
-            except KeyboardInterrupt as interrupt:
-                what = str(interrupt) or "stopped"
-                number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
-                if run is not None:
-                    resumable = self.resume is not None or run.step is not None
-                    hint = f"go on with: ntkit distill --resume {shlex.quote(str(run.path))}"
-                    what = f"{what}; {hint if resumable else 'nothing is kept'}"
-                raise Interrupted(what, number) from None
+                    run = stack.enter_context(made_run(out, self.config()))
+                resumption.run = run
+            kip = functools.partial(self._kip, prepared, kernels, key, optimizer)
+            self._distil(run, prepared, kernels, adversary, kip)
 
     def _distil(
         self,
@@ -239,6 +232,25 @@ class Distill(RunOptions, DataOptions, KernelOptions, AdversaryOptions, Robustne
         )
 
 
+class _Resumption:
+    """A block that, when it is stopped, says how to go on with its run, or that there is none."""
+
+    run: Run | None = None
+
+    def __enter__(self) -> _Resumption:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or (stopped := interrupt_in(error)) is None:
+            return
+        if self.run is None or not self.run.path.exists():
+            what = "nothing is kept"
+        else:
+            go_on = "go on" if self.run.step is not None else "there is no checkpoint yet, begin again"
+            what = f"{go_on} with: ntkit distill --resume {shlex.quote(str(self.run.path))}"
+        raise Interrupted(f"{stopped}; {what}", stopped.signal) from None
+
+
 @contextlib.contextmanager
 def _within(run: Run, name: str) -> Iterator[Run]:
     """Make, or go on with, a run inside of another one."""
@@ -246,7 +258,7 @@ def _within(run: Run, name: str) -> Iterator[Run]:
     if path.exists():
         yield Run.resume(path)
     else:
-        with new_run(path, run.config) as made:
+        with made_run(path, run.config) as made:
             yield made
 
 

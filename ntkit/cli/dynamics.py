@@ -140,9 +140,11 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
                 _write_results(run, found, linearized, kernels, task)
             title = f"{self.dataset}, {name}: standard and adversarial training ({_in_words(adversary)})"
             _write_report(run, title, found, linearized)
-        print_table(title, _metrics(found))
-        print_table(LINEARIZED if linearized else ACCURACY, _accuracy(found, linearized))
-        print(f"{run.path}: report.html, results.json, kernels.npz, dynamics.png ({time.monotonic() - started:.0f} s)")
+            print_table(title, _metrics(found))
+            print_table(LINEARIZED if linearized else ACCURACY, _accuracy(found, linearized))
+            print(
+                f"{run.path}: report.html, results.json, kernels.npz, dynamics.png ({time.monotonic() - started:.0f} s)"
+            )
 
     def _check(self) -> None:
         """Check what the library would see only after a while, or call by another name."""

@@ -91,9 +91,9 @@ class Features(RunOptions, DataOptions, KernelOptions, BallOptions):
                 file.write(json.dumps(content, indent=2) + "\n")
             title = f"{self.dataset}, {len(found)} features of the {self.kernel} of {make_architectures(self)[0].name}"
             _write_report(run, f"{title}, {ball.norm} of {ball.radius:g}", prepared, found, swept, test, rows, spectrum)
-        print_table(f"{title}, {ball.norm} of {ball.radius:g}", _in_words(rows))
-        files = "report.html, results.json, features.png, gradients.png"
-        print(f"{run.path}: {files} ({time.monotonic() - started:.0f} s)")
+            print_table(f"{title}, {ball.norm} of {ball.radius:g}", _in_words(rows))
+            files = "report.html, results.json, features.png, gradients.png"
+            print(f"{run.path}: {files} ({time.monotonic() - started:.0f} s)")
 
 
 def _rows(found: features.EigenFeatures, swept: features.Sweep, test: Split, ball: Ball) -> list[dict[str, Any]]:

@@ -72,5 +72,5 @@ class LabelSolve(RunOptions, DataOptions, KernelOptions, DistributedOptions):
             solved = dataclasses.replace(solved, metadata={"config": run.config, "versions": run.versions})
             run.log(0, **{name: float(column[0]) for name, column in solved.history.items() if name != "step"})
             write_results(run, prepared, solved, rows, f"{self.per_class} per class, labels solved")
-        print_table(f"{self.dataset}: kernel regression", in_words(rows))
-        print(f"{run.path}: report.html, distilled.npz, distilled.png")
+            print_table(f"{self.dataset}: kernel regression", in_words(rows))
+            print(f"{run.path}: report.html, distilled.npz, distilled.png")

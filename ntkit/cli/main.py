@@ -3,47 +3,61 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
-import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from ntkit.runs import Interrupted
+from ntkit.cli.streams import unfailing_streams
+from ntkit.runs import Interrupted, Interruptible
+
+# The module and the class of each command.
+COMMANDS = {
+    "distill": ("ntkit.cli.distill", "Distill"),
+    "label-solve": ("ntkit.cli.label_solve", "LabelSolve"),
+    "evaluate": ("ntkit.cli.evaluate", "Evaluate"),
+    "attack": ("ntkit.cli.attack", "Attack"),
+    "dynamics": ("ntkit.cli.dynamics", "Dynamics"),
+    "features": ("ntkit.cli.features", "Features"),
+    "score": ("ntkit.cli.score", "Score"),
+    "info": ("ntkit.cli.info", "Info"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line `ntkit …` and exit: 0 if all went well, 2 for bad input, 128 + signal if interrupted."""
+    """Run the command line `ntkit …` and exit: 0 if all went well, 2 for bad input, 128 + signal if interrupted.
+
+    The status is that of the work, whatever becomes of what it prints.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # What is printed of an error begins with it.
+    name = " ".join(["ntkit", *(argument for argument in arguments[:1] if argument in COMMANDS)])
+    shows_warning = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
+    with unfailing_streams():
+        try:
+            with Interruptible():
+                _run(name, arguments)
+        except KeyboardInterrupt as error:
+            interrupted = error if isinstance(error, Interrupted) else Interrupted("stopped", signal.SIGINT)
+            print(f"{name}: {interrupted}", file=sys.stderr)
+            sys.exit(128 + interrupted.signal)
+        finally:
+            warnings.showwarning = shows_warning
+
+
+def _run(name: str, arguments: list[str]) -> None:
     # tyro and the commands are imported here, so that the module costs nothing to whoever imports ntkit.
     import tyro
 
-    from ntkit.cli.attack import Attack
-    from ntkit.cli.distill import Distill
-    from ntkit.cli.dynamics import Dynamics
-    from ntkit.cli.evaluate import Evaluate
-    from ntkit.cli.features import Features
-    from ntkit.cli.info import Info
-    from ntkit.cli.label_solve import LabelSolve
     from ntkit.cli.options import DistributedOptions, as_flag
-    from ntkit.cli.score import Score
 
-    commands: dict[str, Any] = {
-        "distill": Distill,
-        "label-solve": LabelSolve,
-        "evaluate": Evaluate,
-        "attack": Attack,
-        "dynamics": Dynamics,
-        "features": Features,
-        "score": Score,
-        "info": Info,
-    }
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    name = " ".join(["ntkit", *(argument for argument in arguments[:1] if argument in commands)])
+    commands = {command: getattr(importlib.import_module(module), of) for command, (module, of) in COMMANDS.items()}
     options: Any = None
-    shows_warning = warnings.showwarning
-    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
     try:
         with _one_line_errors(name):
             options = tyro.extras.subcommand_cli_from_dict(
@@ -55,21 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(options, DistributedOptions):
             # Before anything is computed: what a run has to say of itself, for one, asks for the device.
             options.start()
-        if isinstance(options, Distill | Evaluate):
+        if hasattr(options, "completed"):
             with _one_line_errors(name):
                 options = options.completed(arguments[1:])
         options.run()
-        sys.stdout.flush()
-    except Interrupted as interrupted:
-        print(f"{name}: {interrupted}", file=sys.stderr)
-        sys.exit(128 + interrupted.signal)
-    except KeyboardInterrupt:
-        print(f"{name}: stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read the output has gone; Python would complain again when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
         # With a number but no file name str() would put "[Errno 13]" before the message.
         _exit(name, as_flag(str(error) if error.filename or not error.strerror else error.strerror, options))
@@ -79,8 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if type(error) is not RuntimeError:  # a subclass is a fault of ours or of XLA's: its traceback is wanted
             raise
         _exit(name, as_flag(str(error), options))
-    finally:
-        warnings.showwarning = shows_warning
 
 
 def _exit(name: str, message: str) -> NoReturn:

@@ -22,7 +22,8 @@ from ntkit.architectures import check_image_shape
 from ntkit.attacks import L2, Adversary, Ball, Linf
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
 from ntkit.networks.training import Module
-from ntkit.runs import Run
+from ntkit.runs import Interrupted, Run, uninterrupted
+from ntkit.runs.interruption import interrupt_in
 from ntkit.runs.processes import Group
 
 BALLS = {"linf": Linf, "l2": L2}
@@ -330,13 +331,55 @@ def vacant_run(*parts: object) -> Path:
 
 @contextlib.contextmanager
 def new_run(out: Path, config: Mapping[str, Any]) -> Iterator[Run]:
-    """Make a run directory, and take it back if the block fails before anything is in it."""
-    run = Run.create(out, config)
+    """Make the run directory of a command that cannot be resumed; say what is in it if the command is stopped."""
+    made: Run | None = None
     try:
+        with made_run(out, config) as made:
+            yield made
+    except FileExistsError:
+        if made is None and (out / "config.json").exists():
+            raise FileExistsError(f"out: {str(out)!r} already holds a run, expected another directory") from None
+        raise
+    except BaseException as error:
+        if (stopped := interrupt_in(error)) is None:
+            raise
+        what = "nothing is kept"
+        if made is not None and made.path.exists():
+            names = {entry.name for entry in made.path.iterdir() if not entry.name.startswith(".")}
+            what = f"kept in {made.path}: {', '.join(sorted(names - {'config.json'}))}"
+        raise Interrupted(f"{stopped}; {what}", stopped.signal) from None
+
+
+@contextlib.contextmanager
+def made_run(out: Path, config: Mapping[str, Any]) -> Iterator[Run]:
+    """Make a run directory, and take it back if the block fails before anything is in it.
+
+    What was left by the same command, killed before it had written anything, is taken for new.
+    """
+    run: Run | None = None
+    mine = not os.path.exists(out)
+    try:
+        with uninterrupted():
+            try:
+                run = Run.create(out, config)
+            except FileExistsError:
+                _discard_killed(out, config)
+                mine = True
+                run = Run.create(out, config)
         yield run
     except BaseException:
-        run.discard()
+        if run is not None:
+            with uninterrupted():
+                run.discard()
+                if not mine:  # an empty directory of the user's
+                    out.mkdir(exist_ok=True)
         raise
+
+
+def _discard_killed(out: Path, config: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError, ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Run.resume(out, config).discard()
 
 
 def at_least(least: int, **arguments: int) -> None:

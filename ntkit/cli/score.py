@@ -112,9 +112,9 @@ class Score(RunOptions, DataOptions):
                 tables=tables,
                 figures={},
             )
-        print_table(title, _in_words(rows))
-        print_table(TAUS, _taus_in_words(taus))
-        print(f"{run.path}: report.html, results.json ({time.monotonic() - started:.0f} s)")
+            print_table(title, _in_words(rows))
+            print_table(TAUS, _taus_in_words(taus))
+            print(f"{run.path}: report.html, results.json ({time.monotonic() - started:.0f} s)")
 
     def _measured(self, module: Module, data: _Data, key: jax.Array) -> dict[str, float]:
         """Give all scores of one initialization, and the accuracy after training."""

@@ -2,13 +2,14 @@
 
 from ntkit.runs.directory import Run
 from ntkit.runs.files import atomic_write
-from ntkit.runs.interruption import Interrupted, Interruption
+from ntkit.runs.interruption import Interrupted, Interruptible, Interruption, uninterrupted
 from ntkit.runs.loop import Loop, columns
 from ntkit.runs.progress import Progress, progress
 from ntkit.runs.report import write_report
 
 __all__ = [
     "Interrupted",
+    "Interruptible",
     "Interruption",
     "Loop",
     "Progress",
@@ -16,5 +17,6 @@ __all__ = [
     "atomic_write",
     "columns",
     "progress",
+    "uninterrupted",
     "write_report",
 ]

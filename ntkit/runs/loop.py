@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ntkit.runs.directory import Run
-from ntkit.runs.interruption import Interrupted, Interruption
+from ntkit.runs.interruption import Interrupted, Interruption, uninterrupted
 from ntkit.runs.processes import ALONE, Group, of_leader, rows_of_all
 from ntkit.runs.progress import progress
 
@@ -89,7 +89,9 @@ class Loop(Generic[State]):
                 if due or stop is not None or step == self.steps:
                     with group.together():
                         if run is not None:
-                            run.save(step, self.on_host(state))
+                            kept = self.on_host(state)
+                            with uninterrupted():
+                                run.save(step, kept)
                     saved_at = time.monotonic()
                 if stop is not None and step < self.steps:
                     where = "" if run is None else f", saved in {run.path}"

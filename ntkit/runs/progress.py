@@ -26,7 +26,8 @@ def progress(total: int, description: str, start: int = 0, *, enabled: bool = Tr
     """Show the progress of a loop on stderr, with its metrics, steps per second and time left.
 
     On a terminal it is a bar. Elsewhere it is a line at the first update, then at most one every 5 seconds, and one
-    at the end. `update` costs about a microsecond between two refreshes and does not wait for JAX arrays then.
+    at the end. `update` costs about a microsecond between two refreshes and does not wait for JAX arrays then. Where
+    stderr is closed nothing is shown, and a line that cannot be written is left out.
 
     **Arguments:**
 
@@ -41,7 +42,7 @@ def progress(total: int, description: str, start: int = 0, *, enabled: bool = Tr
     """
     if total < 0 or start < 0:
         raise ValueError(f"total and start: expected 0 or more steps, got {total} and {start}")
-    if not enabled:
+    if not enabled or sys.stderr is None or sys.stderr.closed:
         yield _Silent()
         return
     meter = _Meter(total, start)
@@ -130,7 +131,9 @@ class _Lines:
         percent = f"{100 * step // total if total else 100:3d}%"
         parts = [self._description, f"{step:{len(str(total))}d}/{total}", percent, text]
         parts += [self._meter.speed(), self._meter.left()]
-        print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+        # ValueError: of a stream that was closed, or that cannot encode the description.
+        with contextlib.suppress(OSError, ValueError):
+            print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -136,7 +136,7 @@ def test_a_stop_keeps_the_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ntkit.cli.attack.transfer", interrupted)
     path = tmp_path / "run"
     assert command(*TINY, "--out", path) == 130
-    assert capsys.readouterr().err.endswith(f"ntkit attack: stopped; the examples are in {path / 'adversarial.npz'}\n")
+    assert capsys.readouterr().err.endswith(f"ntkit attack: stopped; kept in {path}: adversarial.npz, examples.png\n")
     assert loaded(path)[0].shape == (10, 8, 8, 1)
 
 

@@ -1,13 +1,15 @@
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 import ntkit.runs.interruption
-from ntkit.runs import Interruption
+from ntkit.runs import Interrupted, Interruptible, Interruption, uninterrupted
 
 # The module alone, since importing the whole package takes a second.
 LOOP = f"""
@@ -35,7 +37,10 @@ def start(*arguments):
     return child
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_lets_the_step_finish(number):
     child = start()
     child.send_signal(number)
@@ -81,3 +86,105 @@ def test_in_another_thread_it_does_nothing():
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+def test_a_program_under_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruptible(), Interruption() as interruption:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interruption.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_a_program_and_cleaning_up_is_not_disturbed(number):
+    before = {each: signal.getsignal(each) for each in (*SIGNALS, signal.SIGALRM)}
+    cleaned = []
+
+    def program():
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.5)
+            cleaned.append(True)
+
+    with pytest.raises(Interrupted, match=r"^stopped$") as caught, Interruptible():
+        program()
+    assert caught.value.signal is number
+    assert cleaned
+    assert {each: signal.getsignal(each) for each in before} == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def in_a_destructor():
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    Dying()
+
+
+def in_a_callback_of_the_garbage_collector():
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        signal.raise_signal(signal.SIGTERM)
+
+    gc.callbacks.append(callback)
+    gc.collect()
+
+
+@pytest.mark.parametrize("lose", [in_a_destructor, in_a_callback_of_the_garbage_collector])
+def test_an_interrupt_that_is_lost_comes_again(lose, capsys):
+    def program():
+        lose()
+        time.sleep(10)
+
+    with pytest.raises(Interrupted) as caught, Interruptible():
+        program()
+    assert caught.value.signal is signal.SIGTERM
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_that_is_lost_before_a_loop_lets_the_loop_finish_its_step():
+    with Interruptible():
+        in_a_destructor()
+        with Interruption() as interruption:
+            deadline = time.monotonic() + 10
+            while not interruption.requested and time.monotonic() < deadline:
+                time.sleep(0.01)
+        assert interruption.signal is signal.SIGTERM
+
+
+def test_what_an_import_makes_of_an_interrupt_is_one():
+    def half_done():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException:
+            raise ImportError("numpy._core.multiarray failed to import") from None
+
+    with pytest.raises(Interrupted, match=r"^stopped$"), Interruptible():
+        half_done()
+
+
+def test_what_belongs_together_is_done_before_a_signal():
+    done = []
+
+    def program():
+        with uninterrupted():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            done.append(True)
+        done.append(False)
+
+    with pytest.raises(Interrupted) as caught, Interruptible():
+        program()
+    assert done == [True]
+    assert caught.value.signal is signal.SIGTERM
+    with Interruption() as interruption:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGTERM)
+            assert not interruption.requested
+        assert interruption.signal is signal.SIGTERM

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import re
 import subprocess
@@ -126,3 +127,17 @@ def test_a_dumb_terminal_gets_lines():
     text = in_terminal(LOOP, "dumb")
     assert "\x1b" not in text
     assert text.splitlines()[-1].startswith("distilling [x]  40/40  100%  loss 0.0375")
+
+
+@pytest.mark.parametrize("stream", ["none", "closed", "full"])
+def test_a_stream_that_takes_nothing(stream, monkeypatch):
+    steps = []
+    with contextlib.suppress(OSError), open("/dev/full", "w", buffering=1) as file:
+        if stream == "closed":
+            file.close()
+        monkeypatch.setattr("sys.stderr", None if stream == "none" else file)
+        with progress(2, "training") as bar:
+            for step in (1, 2):
+                bar.update(step)
+                steps.append(step)
+    assert steps == [1, 2]
