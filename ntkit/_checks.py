@@ -6,11 +6,12 @@ raises `ValueError` with one line, `name: got X, expected Y`. Checks of the libr
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import operator
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -290,6 +291,51 @@ def check_square(name: str, value: Any) -> np.ndarray:
     if array.ndim != 2 or array.shape[0] != array.shape[1]:
         raise ValueError(f"{name}: got shape {array.shape}, expected a square")
     return array
+
+
+# --- What networks and models give
+
+
+def check_outputs(name: str, found: Any, n: int) -> int:
+    """The number of outputs of a network or model that gives `found`, an array or its abstract value, for n inputs."""
+    expected = f"an array ({n}, outputs)"
+    if not hasattr(found, "shape") or not hasattr(found, "dtype"):
+        raise ValueError(f"{name}: got {_of_type(found)} as outputs, expected {expected}")
+    if len(found.shape) != 2 or found.shape[0] != n or found.shape[1] == 0:
+        many = "one input" if n == 1 else f"{n} inputs"
+        raise ValueError(f"{name}: got outputs of shape {found.shape} for {many}, expected {expected}")
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"{name}: got outputs of dtype {found.dtype}, expected floats, such as logits")
+    return int(found.shape[1])
+
+
+def training_error(name: str, error: Exception) -> ValueError | None:
+    """What to say of an error by which flax and Equinox tell that a network was called as it trains; None of others."""
+    if type(error).__name__ not in _AS_IT_TRAINS and "Dropout requires a key" not in str(error):
+        return None
+    return ValueError(
+        f"{name}: got a network that draws random numbers or changes its state ({type(error).__name__}), expected it "
+        "as it is evaluated: without dropout, and with the running averages of batch normalization"
+    )
+
+
+@contextlib.contextmanager
+def calling(name: str) -> Iterator[None]:
+    """Call a network or model; where it is one that trains, the error names the argument."""
+    try:
+        yield
+    except Exception as error:
+        if (told := training_error(name, error)) is not None:
+            raise told from error
+        raise
+
+
+_AS_IT_TRAINS = ("InvalidRngError", "ModifyScopeVariableError", "TraceContextError")
+
+
+def _of_type(value: object) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 # --- Paths

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 def told_apart(cls: type) -> type:
@@ -39,16 +41,43 @@ def told_apart(cls: type) -> type:
 def as_pytree(function: Any) -> Any:
     """Give a function that can be handed to a compiled one: itself if it is a pytree, such as a `Predictor`.
 
-    A plain function is wrapped. It is compiled once, with what it closes over at that time.
+    A plain function is wrapped. It is compiled once, with what it closes over at that time. So is a pytree whose
+    structure cannot be compared, which JAX does not take.
     """
-    return _Function(ByValue(function)) if jax.tree_util.all_leaves([function]) else function
+    if jax.tree_util.all_leaves([function]):
+        return _Function(ByValue(function))
+    try:
+        hash(jax.tree.structure(function))
+    except TypeError:
+        return _Function(ByValue(function))
+    return traceable(function)
+
+
+def traceable(tree: Any) -> Any:
+    """Give a pytree as JAX can trace it: itself if all leaves are numbers, else a `Partly`.
+
+    Libraries that write networks as pytrees, such as Equinox, leave functions and flags among the leaves.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if all(_is_array(leaf) or isinstance(leaf, int | float | complex) for leaf in leaves) and not any(
+        isinstance(leaf, bool) for leaf in leaves
+    ):
+        return tree
+    arrays = tuple(leaf for leaf in leaves if _is_array(leaf))
+    return Partly(arrays, structure, tuple(None if _is_array(leaf) else ByValue(leaf) for leaf in leaves))
+
+
+def _is_array(leaf: Any) -> bool:
+    if isinstance(leaf, jax.Array):
+        return True
+    return isinstance(leaf, np.ndarray | np.generic) and (leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.number))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ByValue:
-    """A function as a key of a cache: functions that can't be compared are equal if they are the same."""
+    """A function, or other thing, as a key of a cache: those that can't be compared are equal if they are the same."""
 
-    function: Callable[..., Any]
+    function: Any
 
     def __hash__(self) -> int:
         try:
@@ -60,7 +89,7 @@ class ByValue:
         if not isinstance(other, ByValue):
             return False
         return self.function is other.function or (
-            isinstance(self.function, type(other.function)) and bool(self.function == other.function)
+            type(self.function) is type(other.function) and bool(self.function == other.function)
         )
 
 
@@ -73,3 +102,40 @@ class _Function:
 
     def __call__(self, *arguments: Any) -> Any:
         return self.held.function(*arguments)
+
+
+@told_apart
+@dataclasses.dataclass(frozen=True)
+class Partly:
+    """A pytree of which its arrays alone are traced. What its other leaves are decides what is compiled.
+
+    **Fields:** `others`: the leaves, with `None` in the place of an array.
+    """
+
+    arrays: tuple[Any, ...]
+    structure: Any = dataclasses.field(metadata={"static": True})
+    others: tuple[ByValue | None, ...] = dataclasses.field(metadata={"static": True})
+
+    def whole(self) -> Any:
+        """Give the pytree as it was."""
+        arrays = iter(self.arrays)
+        leaves = [next(arrays) if other is None else other.function for other in self.others]
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def floats(self) -> list[Any]:
+        """Give those of its arrays that can be differentiated by."""
+        return [array for array in self.arrays if _is_float(array)]
+
+    def with_floats(self, floats: Iterable[Any]) -> Any:
+        """Give the pytree with others in the place of these."""
+        given = iter(floats)
+        return dataclasses.replace(
+            self, arrays=tuple(next(given) if _is_float(array) else array for array in self.arrays)
+        ).whole()
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.whole()(*arguments)
+
+
+def _is_float(array: Any) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))

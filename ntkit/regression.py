@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import check_scalar, traced
+from ntkit._checks import calling, check_array, check_scalar, traced
 from ntkit._pytrees import told_apart
 from ntkit.gram import gram as gram_in_blocks
 from ntkit.kernels import Kernel
@@ -213,7 +213,9 @@ def accuracy(
         if start > 0 and count < batch_size:
             # One shape, one compilation: the last batch is filled up with the first inputs.
             batch = np.concatenate([batch, x[: batch_size - count]])
-        outputs = np.asarray(model(jnp.asarray(batch)))
+        with calling("model"):
+            found = model(jnp.asarray(batch))
+        outputs = np.asarray(check_array("model", found, f"an array ({len(batch)}, classes)"))
         if outputs.ndim != 2 or len(outputs) != len(batch):
             raise ValueError(f"model: got outputs of shape {outputs.shape}, expected ({len(batch)}, classes)")
         outputs = outputs[:count]

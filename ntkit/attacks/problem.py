@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from ntkit._checks import check_array, check_callable, check_integer, traced
+from ntkit._checks import (
+    calling,
+    check_array,
+    check_callable,
+    check_integer,
+    check_outputs,
+    traced,
+    training_error,
+)
 from ntkit._pytrees import ByValue, as_pytree, told_apart
 from ntkit.attacks.balls import Ball, check_ball
 from ntkit.data import check_images, check_labels
@@ -115,7 +123,7 @@ def problem(
     model, outputs = _model(model, x)
     classes = _classes(labels, len(x), outputs)
     if gradient and (error := _gradient_error(model, x)) is not None:
-        raise ValueError(
+        raise training_error("model", error) or ValueError(
             f"model: got one that cannot be differentiated ({type(error).__name__}), expected a differentiable one; "
             "ntkit.attacks.square needs no gradient"
         ) from error
@@ -166,18 +174,14 @@ def _model(model: Any, x: Array) -> tuple[Any, int]:
     compilable = as_pytree(model)
     try:
         # Of a compiled function: another time with a model of this type nothing is traced.
-        shape = jax.eval_shape(outputs_of, compilable, x)
+        with calling("model"):
+            shape = jax.eval_shape(outputs_of, compilable, x)
     except jax.errors.TracerArrayConversionError:
         # It is NumPy inside: what does not ask for gradients can be run on it.
         found = np.asarray(model(np.asarray(x)))
         compilable = _OnHost(ByValue(model), found.shape[-1] if found.ndim else 0)
         shape = jax.ShapeDtypeStruct(found.shape, found.dtype)
-    if not hasattr(shape, "shape") or len(shape.shape) != 2 or shape.shape[0] != len(x) or 0 in shape.shape:
-        got = f"outputs of shape {shape.shape}" if hasattr(shape, "shape") else type(shape).__name__
-        raise ValueError(f"model: got {got}, expected an array ({len(x)}, classes), or ({len(x)}, 1)")
-    if not jnp.issubdtype(shape.dtype, jnp.floating):
-        raise ValueError(f"model: got outputs of dtype {shape.dtype}, expected floats: logits, not classes")
-    return compilable, shape.shape[1]
+    return compilable, check_outputs("model", shape, len(x))
 
 
 def _classes(labels: ArrayLike, n: int, outputs: int) -> Array:

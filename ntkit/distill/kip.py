@@ -182,6 +182,7 @@ def kip(
         hidden=("ridge",),
         run=run,
         checkpoint_every=checkpoint_every,
+        from_argument={"learned": "kernel or support"},
         show_progress=show_progress,
         group=devices.group,
         place=devices.place,

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit import regression
+from ntkit._checks import calling, check_outputs
 from ntkit.data import one_hot
 from ntkit.features.spectra import condition_number
 
@@ -87,8 +88,11 @@ def nngp_accuracy(
     if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
         raise ValueError(f"samples: got {samples!r}, expected an integer of at least 1")
     both = jnp.concatenate([jnp.asarray(x), jnp.asarray(new)])
+    with calling("draw"):
+        check_outputs("draw", jax.eval_shape(draw, key, both), len(both))
     outputs = _drawn(draw, jax.random.split(key, samples), both)
     values = jnp.moveaxis(outputs, 0, -1).reshape(len(both), -1)
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     # Regression with the kernel ⟨·, ·⟩ of what was drawn, centred, since a classifier may have any offset.
     values = (values - values.mean(0)) / jnp.sqrt(values.shape[1])
     count = len(np.asarray(labels))

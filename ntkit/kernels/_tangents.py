@@ -23,6 +23,7 @@ from ntkit._jaxprs import COMPILED, CONVOLUTION, called, is_value, run_alone
 
 DENSE = "dot_general"
 MAXIMA = "reduce_window_max"
+CONVERTED = "convert_element_type"
 # Turning or reordering weights changes no inner product of derivatives, nor does a sign, nor adding a constant.
 REARRANGED = ("reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "neg")
 SCALED = ("mul", "div")
@@ -55,14 +56,18 @@ def tangents(
 
     **Arguments:** `apply_fn`: gives (n, outputs). `cotangents`: k combinations of outputs; they take the place of the
     outputs in what is returned.
+
+    **Returns:** derivatives in the precision of the inputs, whatever that of the network is.
     """
     leaves, structure = jax.tree.flatten(params)
+    precision = x.dtype
 
     def outputs(leaves: Sequence[Array], one: Array) -> Array:
         return apply_fn(jax.tree.unflatten(structure, leaves), one[None])[0]
 
     closed = jax.make_jaxpr(outputs)(leaves, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     network = _Network(closed, len(leaves))
+    cotangents = cotangents.astype(closed.out_avals[0].dtype)
     rest = [i for i in range(len(leaves)) if i in network.opaque]
 
     # XLA's derivatives of maxima over windows take a CPU three times as long for a batch of cotangents as one by one.
@@ -79,7 +84,8 @@ def tangents(
         _, pull, entered = jax.vjp(run, taps, [leaves[i] for i in rest], has_aux=True)
         left, others = _one_by_one(pull, cotangents) if alone else jax.vmap(pull)(cotangents)
         factors = tuple(use.factors(*pair) for use, *pair in zip(network.uses, entered, left, strict=True))
-        return Tangents(factors, tuple(other.reshape(len(cotangents), -1) for other in others))
+        made = Tangents(factors, tuple(other.reshape(len(cotangents), -1) for other in others))
+        return jax.tree.map(lambda leaf: leaf.astype(precision), made)
 
     return jax.vmap(of_one)(x)
 
@@ -186,11 +192,13 @@ class _Network:
             outputs = run_alone(step.jaxpr, step.equation, [read(name) for name in step.inputs])
             if step.outputs[0] in tapped:
                 use, tap = tapped[step.outputs[0]]
-                scale = jnp.ones((), tap.dtype)
+                # Not rounded to half precision, which the network's own numbers have been already.
+                single = jnp.promote_types(tap.dtype, jnp.float32)
+                scale = jnp.ones((), single)
                 for name, divided in use.scale:
                     number = jnp.ravel(read(name))[0]
                     scale = scale / number if divided else scale * number
-                entered[step.outputs[0]] = read(step.inputs[1 - use.weights]) * scale
+                entered[step.outputs[0]] = read(step.inputs[1 - use.weights]).astype(single) * scale
                 outputs = [outputs[0] + tap]
             values.update(zip(step.outputs, outputs, strict=True))
         return read(self._output), [entered[use.step.outputs[0]] for use in self.uses]
@@ -240,8 +248,10 @@ class _Network:
                         numbers.update(step.outputs)
                 continue
             whose, scale = weights[step.inputs[are[0]]]
-            same = equation.outvars[0].aval.size == equation.invars[are[0]].aval.size
-            same = same and equation.outvars[0].aval.dtype == equation.invars[are[0]].aval.dtype
+            before, after = equation.invars[are[0]].aval, equation.outvars[0].aval
+            # From one precision into another the weights stay what they are.
+            kept = before.dtype == after.dtype or (kind == CONVERTED and jnp.issubdtype(after.dtype, jnp.floating))
+            same = before.size == after.size and kept
             if len(are) == 1 and same and self._keeps_inner_products(kind, others, fixed):
                 weights[step.outputs[0]] = (whose, scale)
             elif len(are) == 1 and same and kind in SCALED and _is_number(others[0], numbers) and _scales(kind, are[0]):
@@ -261,7 +271,7 @@ class _Network:
         if kind in SHIFTED:
             return is_value(others[0]) or others[0] in fixed
         # A reshape may also be one that adds axes of length 1.
-        return kind in REARRANGED or kind == "broadcast_in_dim" or kind == "convert_element_type"
+        return kind in REARRANGED or kind == "broadcast_in_dim" or kind == CONVERTED
 
 
 def _is_number(name: Any, numbers: set[Any]) -> bool:

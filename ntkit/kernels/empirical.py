@@ -14,8 +14,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
+from ntkit._checks import calling, check_array, check_outputs, wrong
 from ntkit._loops import fast_in_loops
-from ntkit._pytrees import ByValue, told_apart
+from ntkit._pytrees import ByValue, Partly, told_apart, traceable
 from ntkit.kernels._blocks import balanced, divided, each, rectangle, triangle
 from ntkit.kernels._inputs import check_inputs, check_pair
 from ntkit.kernels._tangents import Factors, Tangents, tangents
@@ -43,7 +44,8 @@ def empirical_ntk(apply_fn: Callable[[Any, Array], Array], params: Any, *, outpu
 
     - `apply_fn`: `apply_fn(params, x) -> (n, outputs)`, for example `module.apply` of a flax module.
     - `params`: its parameters, a pytree of arrays. Of flax's variables, a mapping with `"params"` in it, these alone
-      are differentiated by. They are leaves of the kernel: `jit` compiles once for all values.
+      are differentiated by; of a pytree with functions among its leaves, such as an Equinox module, its arrays of
+      floats. They are leaves of the kernel: `jit` compiles once for all values.
     - `output`: the one output whose kernel it is; default: the mean over all.
 
     **Returns:** an [`EmpiricalNTK`][], a [`Kernel`][] to fit, distil, attack and decompose like any other.
@@ -52,9 +54,10 @@ def empirical_ntk(apply_fn: Callable[[Any, Array], Array], params: Any, *, outpu
     """
     if not callable(apply_fn):
         raise ValueError(f"apply_fn: got {type(apply_fn).__name__}, expected a function of parameters and inputs")
+    params = params if _is_of_flax(params) else traceable(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(split(params)[0]):
         if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"params: got {leaf!r} at {jax.tree_util.keystr(path)}, expected arrays of floats")
+            raise wrong(f"params{jax.tree_util.keystr(path)}", leaf, "an array of floats")
     if not jax.tree.leaves(split(params)[0]):
         raise ValueError("params: got no arrays, expected at least one")
     if output is not None and (isinstance(output, bool) or not isinstance(output, int | np.integer) or output < 0):
@@ -97,7 +100,8 @@ class EmpiricalNTK(Kernel):
 
         The mean over outputs takes as many passes for each column as there are outputs.
         """
-        first, second = check_inputs("x1", x1), check_inputs("x2", x2)
+        second = check_inputs("x2", x2)
+        first, _ = check_pair(x1, second)
         return _product(self, first, second, _check_columns(v, (len(second), None)))
 
     def full_product(
@@ -107,18 +111,19 @@ class EmpiricalNTK(Kernel):
 
         That is how gradient descent changes all outputs at x1 if v is the gradient of the loss by those at x2.
         """
-        first, second = check_inputs("x1", x1), check_inputs("x2", x2)
+        second = check_inputs("x2", x2)
+        first, _ = check_pair(x1, second)
         return _full_product(self, first, second, _check_columns(v, (len(second), self.outputs(second))))
 
     def outputs(self, x: Float[ArrayLike, "n ..."]) -> int:
         """Give the number of outputs that the network has."""
-        x = check_inputs("x", x)
-        shape = jax.eval_shape(self.network.function, self.params, x[:1]).shape
-        if len(shape) != 2 or shape[0] != 1:
-            raise ValueError(f"apply_fn: got outputs of shape {shape} for one input, expected (1, outputs)")
-        if self.output is not None and self.output >= shape[1]:
-            raise ValueError(f"output: got {self.output}, expected less than the network's {shape[1]} outputs")
-        return int(shape[1])
+        trained, whole = split(self.params)
+        with calling("apply_fn"):
+            found = jax.eval_shape(lambda p, x: self.network.function(whole(p), x), trained, check_inputs("x", x)[:1])
+        outputs = check_outputs("apply_fn", found, 1)
+        if self.output is not None and self.output >= outputs:
+            raise ValueError(f"output: got {self.output}, expected less than the network's {outputs} outputs")
+        return outputs
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
         return _gram(self, x1, x2, each_pair=False) / len(self._cotangents(x1))
@@ -179,6 +184,7 @@ def _sizes(one: Tangents, each_pair: bool) -> _Sizes:
 
 def _gram(kernel: EmpiricalNTK, x1: Array, x2: Array | None, each_pair: bool) -> Array:
     """Give the sum over outputs (n1, n2), or for each pair of outputs (n1, n2, outputs, outputs)."""
+    x1, x2 = (x1, None) if x2 is None else _alike(x1, x2)
     cotangents = jnp.eye(kernel.outputs(x1), dtype=x1.dtype) if each_pair else kernel._cotangents(x1)
     sizes = kernel._sizes(x1, cotangents, each_pair)
 
@@ -229,7 +235,7 @@ def _is_cheaper_formed(places: int, into: int, outputs: int, out: int, each_pair
 def _contracted(first: Tangents, second: Tangents, each_pair: bool) -> Array:
     """Give the inner products of derivatives: (n1, n2), summed over outputs, or (n1, n2, outputs, outputs)."""
     product = functools.partial(jnp.einsum, precision="highest")
-    total = jnp.zeros(())
+    total = jnp.zeros((), jax.tree.leaves(first)[0].dtype)
     for one, two in zip(first.formed, second.formed, strict=True):
         total += product("ncp,mdp->nmcd" if each_pair else "ncp,mcp->nm", one, two)
     for (entered1, left1), (entered2, left2) in zip(first.factors, second.factors, strict=True):
@@ -255,6 +261,7 @@ def _full(kernel: EmpiricalNTK, x1: Array, x2: Array | None) -> Array:
 
 @jax.jit
 def _product(kernel: EmpiricalNTK, x1: Array, x2: Array, v: Array) -> Array:
+    x1, x2 = _alike(x1, x2)
     cotangents = kernel._cotangents(x1)
 
     def of_output(cotangent: Array) -> Array:
@@ -266,38 +273,61 @@ def _product(kernel: EmpiricalNTK, x1: Array, x2: Array, v: Array) -> Array:
 
 @jax.jit
 def _full_product(kernel: EmpiricalNTK, x1: Array, x2: Array, v: Array) -> Array:
+    x1, x2 = _alike(x1, x2)
     return _pushed(kernel, x1, _pulled(kernel, x2, v[:, None]))[:, 0]
 
 
 def _pulled(kernel: EmpiricalNTK, x: Array, v: Float[Array, "n columns outputs"]) -> Any:
     """Give Σ over inputs of (∂f/∂θ)ᵀ v for each column: a pytree like the parameters, with an axis in front."""
     trained, whole = split(kernel.params)
+    v, back = _near_one(v.astype(x.dtype), 1)
 
     def add(total: Any, part: tuple[Array, Array, Array]) -> tuple[Any, None]:
         x, v, counts = part
-        pull = jax.vjp(lambda params: _alone(kernel, whole(params), x), trained)[1]
-        [found] = jax.vmap(pull, 1)(v * counts[:, None, None])
-        return jax.tree.map(jnp.add, total, found), None
+        outputs, pull = jax.vjp(lambda params: _alone(kernel, whole(params), x), trained)
+        [found] = jax.vmap(pull, 1)((v * counts[:, None, None]).astype(outputs.dtype))
+        return jax.tree.map(lambda total, found: total + found.astype(total.dtype), total, found), None
 
-    zero = jax.tree.map(lambda leaf: jnp.zeros((v.shape[1], *leaf.shape), leaf.dtype), trained)
+    zero = jax.tree.map(lambda leaf: jnp.zeros((v.shape[1], *leaf.shape), v.dtype), trained)
     size = balanced(len(x), _at_once(kernel, x, v.shape[1]))
     parts = divided((x, v, jnp.ones(len(x), v.dtype)), size)
     # What fills up the last part counts for nothing.
     parts = (*parts[:2], (jnp.arange(parts[2].size) < len(x)).astype(v.dtype).reshape(parts[2].shape))
-    return lax.scan(fast_in_loops(add), zero, parts)[0]
+    return back(lax.scan(fast_in_loops(add), zero, parts)[0], 0)
 
 
 def _pushed(kernel: EmpiricalNTK, x: Array, directions: Any) -> Float[Array, "n columns outputs"]:
     """Give ∂f/∂θ times each of some directions."""
     trained, whole = split(kernel.params)
+    directions, back = _near_one(directions, 0)
 
     def some(x: Array) -> Array:
         def along(direction: Any) -> Array:
+            direction = jax.tree.map(lambda way, leaf: way.astype(leaf.dtype), direction, trained)
             return jax.jvp(lambda params: _alone(kernel, whole(params), x), (trained,), (direction,))[1]
 
-        return jax.vmap(along, out_axes=1)(directions)
+        return jax.vmap(along, out_axes=1)(directions).astype(x.dtype)
 
-    return each(fast_in_loops(some), x, _at_once(kernel, x, len(jax.tree.leaves(directions)[0])))
+    return back(each(fast_in_loops(some), x, _at_once(kernel, x, len(jax.tree.leaves(directions)[0]))), 1)
+
+
+def _near_one(columns: Any, axis: int) -> tuple[Any, Callable[[Any, int], Any]]:
+    """Scale columns, along one axis of a pytree's arrays, by powers of two; give what scales a linear function back.
+
+    A network of half precision has to take them as they come: of float16 the largest number is 65,504.
+    """
+    leaves = jax.tree.leaves(columns)
+    largest = [jnp.max(jnp.abs(leaf), [i for i in range(leaf.ndim) if i != axis]) for leaf in leaves]
+    exponent = jnp.frexp(lax.stop_gradient(jnp.max(jnp.stack(largest), 0)))[1]
+
+    def scaled(tree: Any, axis: int, sign: int) -> Any:
+        def scale(leaf: Array) -> Array:
+            shape = [-1 if i == axis else 1 for i in range(leaf.ndim)]
+            return leaf * jnp.ldexp(jnp.ones((), leaf.dtype), sign * exponent).reshape(shape)
+
+        return jax.tree.map(scale, tree)
+
+    return scaled(columns, axis, -1), lambda tree, axis: scaled(tree, axis, 1)
 
 
 def _alone(kernel: EmpiricalNTK, params: Any, x: Array) -> Array:
@@ -314,13 +344,26 @@ def _at_once(kernel: EmpiricalNTK, x: Array, columns: int) -> int:
 
 def split(params: Any) -> tuple[Any, Callable[[Any], Any]]:
     """Give the parameters that are trained, and a function that puts them among the others."""
-    if isinstance(params, Mapping) and "params" in params:
+    if _is_of_flax(params):
         return params["params"], lambda trained: {**params, "params": trained}
+    if isinstance(params, Partly):
+        return params.floats(), params.with_floats
     return params, lambda trained: trained
 
 
+def _is_of_flax(params: Any) -> bool:
+    return isinstance(params, Mapping) and "params" in params
+
+
+def _alike(x1: Array, x2: Array) -> tuple[Array, Array]:
+    dtype = jnp.promote_types(x1.dtype, x2.dtype)
+    return x1.astype(dtype), x2.astype(dtype)
+
+
 def _check_columns(v: ArrayLike, shape: tuple[int, int | None]) -> Array:
-    v = jnp.asarray(v)
+    v = jnp.asarray(check_array("v", v))
+    if jnp.issubdtype(v.dtype, jnp.complexfloating):
+        raise ValueError(f"v: got dtype {v.dtype}, expected real numbers")
     if v.ndim != 2 or v.shape[0] != shape[0] or (shape[1] is not None and v.shape[1] != shape[1]):
         columns = "columns" if shape[1] is None else shape[1]
         raise ValueError(f"v: got shape {v.shape}, expected ({shape[0]}, {columns})")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from ntkit.networks.training import Module, TrainedNetwork
+from ntkit.networks.training import Module, TrainedNetwork, check_module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,14 @@ class Linearized:
     change, and is the network's own at θ₀.
 
     **Arguments:** `module`: the network's flax module.
+
+    **Raises:** `ValueError` if it is none.
     """
 
     module: Module
+
+    def __post_init__(self) -> None:
+        check_module(self.module)
 
     def init(self, key: Array, x: Float[Array, "n ..."]) -> dict[str, Any]:
         """Initialize the network, and expand it there."""

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from ntkit import attacks
+from ntkit._checks import calling, check_outputs, told, wrong
 from ntkit._loops import slow_in_loops
 from ntkit._pytrees import as_pytree, told_apart
 from ntkit.attacks.losses import cross_entropy, fooled
@@ -90,8 +91,9 @@ def initialize(
     """Give a network before its training: the one that [`train`][] starts from with the same arguments."""
     first = jnp.asarray(images)[:1]
     first = first if preprocessing is None else preprocessing.transform(first)
-    variables = dict(_init(module, jax.random.split(key)[0], first))
-    return TrainedNetwork(variables, module, variables if centred else None)
+    key_init = jax.random.split(key)[0]
+    _outputs(module, key_init, first)
+    return _initialized(module, key_init, first, centred)
 
 
 def train(
@@ -134,7 +136,8 @@ def train(
     - `steps`: gradient steps.
     - `loss`: `"mse"`, ½ · mean over images of ‖f(x) − y‖²; `"cross_entropy"` of the softmax against the class with the
       largest target (of one output, of (−f, f) against its sign); or a function of outputs and targets.
-    - `optimizer`: `"adam"`, `"sgd"` without momentum, or any optax optimizer.
+    - `optimizer`: `"adam"`, `"sgd"` without momentum, or any optax optimizer; the line search of one such as
+      `optax.lbfgs()` is on the batch.
     - `learning_rate`: of Adam or SGD (default: 0.001). `schedule`: `"cosine"`, which falls to 0, or `"constant"`.
     - `batch_size`: images of each step; `None`, or at least n: all. Each image comes once in an epoch, in a new order;
       what does not fill a batch at its end is left out.
@@ -150,7 +153,8 @@ def train(
       pixels: a ball is one of pixels whatever the network is fed. The network itself still takes preprocessed images.
     - `log_every`: steps between two records of the history.
     - `evaluate`: called with the network as it is at each record; the numbers that it returns are added to the record.
-    - `run`: a run directory to log and checkpoint to. If it has a checkpoint, the run goes on from there.
+    - `run`: a run directory to log and checkpoint to. If it has a checkpoint, the run goes on from there, to as many
+      `steps` as it was begun for; to take more, train the network that it gave.
     - `checkpoint_every`: seconds between checkpoints.
     - `show_progress`: whether to show a progress bar on stderr.
 
@@ -183,11 +187,14 @@ def train(
     if isinstance(module, TrainedNetwork):
         if centred:
             raise ValueError("centred: got True for a trained network, expected it as that network was trained")
-        _check_module(module.module, key_init, first, targets.shape)
+        outputs = _outputs(module.module, key_init, first)
         start = module
     else:
-        _check_module(module, key_init, first, targets.shape)
-        start = initialize(module, images, key=key, centred=centred, preprocessing=preprocessing)
+        outputs = _outputs(module, key_init, first)
+        start = _initialized(module, key_init, first, centred)
+    if targets.shape[1] != outputs:
+        expected = (len(images), outputs)
+        raise ValueError(f"targets: got shape {targets.shape}, expected {expected} as the network's outputs")
     plan = _Plan(
         module=start.module,
         loss=_loss(loss),
@@ -245,11 +252,17 @@ def train(
         what="train",
         run=run,
         checkpoint_every=checkpoint_every,
+        from_argument={"params": "module", "losses": "number of steps"},
         show_progress=show_progress,
         one_by_one=one_by_one,
     )
     state, records = loop(state)
     return dataclasses.replace(network(state), losses=np.asarray(state.losses), history=columns(records))
+
+
+def _initialized(module: Module, key: Array, x: Array, centred: bool) -> TrainedNetwork:
+    variables = dict(_init(module, key, x))
+    return TrainedNetwork(variables, module, variables if centred else None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -338,7 +351,16 @@ def _take(plan: _Plan, fixed: _Fixed, state: _State) -> _State:
         return plan.loss(outputs, y), jnp.mean(~fooled(outputs, _classes(y)), dtype=jnp.float32)
 
     (loss, right), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-    updates, optimizer = plan.optimizer.update(gradient, state.optimizer, state.params)
+    # Some optimizers ask for more than the gradient: line searches, step sizes from the loss.
+    update = optax.with_extra_args_support(plan.optimizer).update
+    updates, optimizer = update(
+        gradient,
+        state.optimizer,
+        state.params,
+        value=loss,
+        grad=gradient,
+        value_fn=lambda params: objective(params)[0],
+    )
     return _State(
         optax.apply_updates(state.params, updates),
         optimizer,
@@ -407,15 +429,29 @@ def _named_optimizer(name: str, rate: float, decayed_over: int | None) -> optax.
     return optax.adam(schedule) if name == "adam" else optax.sgd(schedule)
 
 
-def _check_module(module: Module, key: Array, x: Array, targets: tuple[int, ...]) -> None:
-    if not (callable(getattr(module, "init", None)) and callable(getattr(module, "apply", None))):
-        raise ValueError(f"module: got {type(module).__name__}, expected a flax module")
-    variables = jax.eval_shape(module.init, key, x)
-    if "params" not in variables or "batch_stats" in variables:
+def check_module(module: Module) -> None:
+    """Raise `ValueError` unless `module` is a network as [`train`][] takes it."""
+    name = module.__name__ if isinstance(module, type) else type(module).__name__
+    bases = (module if isinstance(module, type) else type(module)).__mro__
+    if any(base.__name__ == "Module" and base.__module__.startswith("flax.nnx") for base in bases):
         raise ValueError(
-            f"module: got one with the variables {', '.join(sorted(variables))}, expected its parameters alone to "
-            "decide its outputs: no batch normalization"
+            f"module: got {name}, a flax.nnx module, expected a flax.linen one: flax.nnx.bridge.to_linen({name}, …) "
+            "makes one of its class and arguments"
         )
-    expected = (targets[0], *jax.eval_shape(module.apply, variables, x).shape[1:])
-    if targets != expected:
-        raise ValueError(f"targets: got shape {targets}, expected {expected} as the network's outputs")
+    has_both = callable(getattr(module, "init", None)) and callable(getattr(module, "apply", None))
+    if isinstance(module, type) or not has_both:
+        raise wrong("module", module, "a flax.linen module, or an object with its init and apply")
+
+
+def _outputs(module: Module, key: Array, x: Array) -> int:
+    """Give the number of outputs of a network, or raise `ValueError` if it is none that can be trained."""
+    check_module(module)
+    with calling("module"):
+        variables = jax.eval_shape(module.init, key, x)
+        if not isinstance(variables, Mapping) or "params" not in variables or "batch_stats" in variables:
+            got = f"the variables {', '.join(sorted(variables))}" if isinstance(variables, Mapping) else told(variables)
+            raise ValueError(
+                f"module: got one with {got}, expected its parameters alone to decide its outputs: no batch "
+                "normalization"
+            )
+        return check_outputs("module", jax.eval_shape(module.apply, variables, x), len(x))

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,11 @@ _PARTIAL = ".partial"
 
 
 class Mismatch(ValueError):
-    """The checkpoint is sound, but it is a checkpoint of something else."""
+    """The checkpoint is sound, but it is a checkpoint of something else. `paths`: of the leaves that differ."""
+
+    def __init__(self, message: str, paths: Iterable[str]) -> None:
+        super().__init__(message)
+        self.paths = tuple(paths)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -200,17 +204,18 @@ def _check(stored: list[dict[str, Any]], references: list[tuple[Any, Any]]) -> N
     paths = [jax.tree_util.keystr(path) for path, _ in references]
     stored_paths = [leaf["path"] for leaf in stored]
     if paths != stored_paths:
-        absent = sorted(set(paths) - set(stored_paths)) or ["nothing"]
-        extra = sorted(set(stored_paths) - set(paths)) or ["nothing"]
+        absent, extra = sorted(set(paths) - set(stored_paths)), sorted(set(stored_paths) - set(paths))
         raise Mismatch(
             "like: expected the structure of the checkpoint; "
-            f"like has {', '.join(absent)} too many and lacks {', '.join(extra)}"
+            f"like has {', '.join(absent) or 'nothing'} too many and lacks {', '.join(extra) or 'nothing'}",
+            absent + extra,
         )
     for leaf, (_, reference) in zip(stored, references, strict=True):
         description = _describe(reference)
         if description is None or _signature(leaf) != _signature(description):
             given = type(reference).__name__ if description is None else _signature(description)
-            raise Mismatch(f"like{leaf['path']}: expected {_signature(leaf)} as in the checkpoint, got {given}")
+            expected = f"expected {_signature(leaf)} as in the checkpoint, got {given}"
+            raise Mismatch(f"like{leaf['path']}: {expected}", [leaf["path"]])
 
 
 def _signature(description: dict[str, Any]) -> str:

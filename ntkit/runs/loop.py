@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
 
+from ntkit.runs.checkpoints import Mismatch
 from ntkit.runs.directory import Run
 from ntkit.runs.interruption import Interrupted, Interruption, uninterrupted
 from ntkit.runs.processes import ALONE, Group, of_leader, rows_of_all
@@ -36,6 +38,7 @@ class Loop(Generic[State]):
     - `steps`, `log_every`: numbers of steps.
     - `what`: what the progress bar calls the work. `hidden`: names in a record that it does not show.
     - `run`: where records and checkpoints go, and come from if there are any. `checkpoint_every`: seconds.
+    - `from_argument`: what the user knows fields of the state as, where that is not their name.
     - `one_by_one`: whether `advance` takes but one step.
     - `group`: the processes that run this loop. `place`, `on_host`: of the state, to the devices of all and back.
     """
@@ -48,6 +51,7 @@ class Loop(Generic[State]):
     hidden: Sequence[str] = ()
     run: Run | None = None
     checkpoint_every: float = 60.0
+    from_argument: Mapping[str, str] = dataclasses.field(default_factory=dict)
     show_progress: bool = False
     one_by_one: bool = False
     group: Group = ALONE
@@ -57,7 +61,8 @@ class Loop(Generic[State]):
     def __call__(self, state: State) -> tuple[State, list[Record]]:
         """Take the steps that are left from a state, or from the run's checkpoint; give the last state and all records.
 
-        **Raises:** `Interrupted` on Ctrl-C or SIGTERM, after the step was finished and, with a run, saved.
+        **Raises:** `Interrupted` on Ctrl-C or SIGTERM, after the step was finished and, with a run, saved; `ValueError`
+        if the run's checkpoint is not one of this state.
         """
         group = self.group
         run = self.run if group.leads else None
@@ -102,11 +107,21 @@ class Loop(Generic[State]):
         """Give the step, state and records to go on from: those of the run, if it has any, in all processes."""
         step, records = 0, []
         with self.group.together():
-            if run is not None and (restored := run.restore(state)) is not None:
+            if run is not None and (restored := self._restored(run, state)) is not None:
                 step, state = restored
                 records = run.metrics()
         state, (step, records) = of_leader(self.group, state, (step, records))
         return step, self.place(state), records
+
+    def _restored(self, run: Run, state: State) -> tuple[int, State] | None:
+        try:
+            return run.restore(state)
+        except Mismatch as error:
+            fields = dict.fromkeys(re.findall(r"\w+", path)[0] for path in error.paths)
+            names = " and ".join(f"another {self.from_argument.get(field, field)}" for field in fields)
+            raise ValueError(
+                f"run: got {str(run.path)!r}, which was begun with {names}, expected the arguments of its beginning"
+            ) from error
 
 
 def columns(records: Sequence[Record]) -> dict[str, np.ndarray]:

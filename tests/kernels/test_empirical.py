@@ -1,5 +1,6 @@
 """The tangent kernel of finite networks, against neural-tangents, finite differences, and the closed form."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -141,6 +142,93 @@ def test_derivatives_are_those_of_finite_differences(x64: None) -> None:
     close(ntkit.empirical_ntk(plain, params).full(x), jnp.einsum("ncp,mdp->nmcd", rows, rows), 1e-8)
 
 
+# Of the parameters, of what the network computes with, of what it gives; of inputs in float32.
+PRECISIONS = {
+    "bfloat16 parameters": ("bfloat16", None, "float32"),
+    "bfloat16 outputs": ("float32", None, "bfloat16"),
+    "float16 outputs of bfloat16 parameters": ("bfloat16", None, "float16"),
+    "computed in bfloat16": ("float32", "bfloat16", "bfloat16"),
+    "float16": ("float16", "float16", "float16"),
+    "float64 parameters": ("float64", None, "float64"),
+    "float64 outputs": ("float32", None, "float64"),
+}
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_networks_of_any_precision(name: str, x64: None) -> None:
+    own, inner, outer = PRECISIONS[name]
+    rng = np.random.default_rng(2)
+    params = [jnp.asarray(rng.normal(size=shape), own) for shape in ((5, 4), (4,), (4, OUTPUTS))]
+    x1, x2 = (rng.normal(size=(n, 5)).astype("f") for n in (4, 3))
+
+    def function(params, x):
+        return jnp.tanh(0.5 * (x @ params[0]) + params[1]) @ params[2]
+
+    def apply(params, x):
+        if inner is not None:
+            params, x = jax.tree.map(lambda leaf: leaf.astype(inner), (params, x))
+        return function(params, x).astype(outer)
+
+    exact = [jnp.asarray(leaf, jnp.float64) for leaf in params]
+    expected = jacobian_gram(function, exact, x1.astype(np.float64), x2.astype(np.float64))
+    v, w = rng.normal(size=(3, 2)), rng.normal(size=(3, OUTPUTS))
+    kernel = ntkit.empirical_ntk(apply, params)
+    traced = np.trace(expected, axis1=2, axis2=3) / OUTPUTS
+    # Large columns as well, which float16 could not hold.
+    found = [kernel(x1, x2), kernel.full(x1, x2), kernel.product(x1, x2, 1e6 * v) / 1e6, kernel.full_product(x1, x2, w)]
+    right = [traced, expected, traced @ v, np.einsum("nmcd,md->nc", expected, w)]
+    tolerance = {"float64": 1e-5, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+    for one, other in zip(found, right, strict=True):
+        assert one.dtype == jnp.float32
+        close(one, other, max(tolerance[dtype] for dtype in (own, inner or own, outer)))
+    own_gram = kernel(x1)
+    np.testing.assert_array_equal(own_gram, own_gram.T)
+    close(kernel.diagonal(x1), np.diag(own_gram))
+    half = kernel(x1.astype(jnp.bfloat16), x2.astype(np.float64))
+    assert half.dtype == jnp.float64
+    close(half, traced, 3e-2)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """All is a leaf, as in an Equinox module: parameters, a function, a flag and a counter."""
+
+    weights: jax.Array
+    bias: jax.Array
+    activation: object
+    inference: bool
+    count: jax.Array
+
+    def __call__(self, x):
+        h = x.reshape(len(x), -1) @ self.weights + self.bias
+        return self.activation(h)[:, :OUTPUTS] * (2.0 if self.inference else self.count)
+
+
+def test_parameters_among_functions() -> None:
+    rng = np.random.default_rng(3)
+    weights, bias = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((84, 4), (4,)))
+    module = Module(0.1 * weights, bias, jax.nn.gelu, True, jnp.ones((), jnp.int32))
+    x1, x2 = inputs(1, 4), inputs(2, 3)
+
+    def function(params, x):
+        return dataclasses.replace(module, weights=params[0], bias=params[1])(x)
+
+    expected = jacobian_gram(function, [module.weights, module.bias], x1, x2)
+    kernel = ntkit.empirical_ntk(lambda module, x: module(x), module)
+    close(kernel.full(x1, x2), expected)
+    close(jax.jit(lambda kernel, x: kernel(x, x2))(kernel, x1), np.trace(expected, axis1=2, axis2=3) / OUTPUTS)
+    v = rng.normal(size=(3, 2)).astype("f")
+    close(kernel.product(x1, x2, v), kernel(x1, x2) @ v)
+
+
+def test_weights_stay_in_factors_in_half_precision() -> None:
+    module = nn.Sequential([nn.Dense(4, dtype=jnp.bfloat16), nn.relu, nn.Dense(OUTPUTS, dtype=jnp.bfloat16)])
+    x = jnp.ones((2, 5))
+    kernel = ntkit.empirical_ntk(module.apply, module.init(jax.random.key(0), x))
+    assert len(jax.eval_shape(kernel._tangents, x, jnp.eye(OUTPUTS)).factors) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fc", "simple_cnn"])
 def test_blocks_change_nothing(name: str, monkeypatch) -> None:
@@ -218,7 +306,7 @@ def test_weights_of_layers_stay_in_factors() -> None:
     [
         ({"apply_fn": 3}, "apply_fn: got int"),
         ({"params": {}}, "params: got no arrays"),
-        ({"params": {"a": np.arange(3)}}, "params: got .* expected arrays of floats"),
+        ({"params": {"a": np.arange(3)}}, r"params\['a'\]: got int64 of shape \(3,\), expected an array of floats"),
         ({"output": -1}, "output: got -1"),
         ({"output": True}, "output: got True"),
     ],
@@ -233,8 +321,35 @@ def test_bad_networks_and_products() -> None:
     x = inputs(1, 4)
     with pytest.raises(ValueError, match="output: got 3, expected less than the network's 3 outputs"):
         ntkit.empirical_ntk(plain, params, output=3)(x)
-    with pytest.raises(ValueError, match=r"apply_fn: got outputs of shape \(1,\)"):
-        ntkit.empirical_ntk(lambda p, x: plain(p, x)[:, 0], params)(x)
+    dropout = nn.Sequential([nn.Dense(OUTPUTS), nn.Dropout(0.5, deterministic=False)])
+    variables = dropout.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x)
+    for apply_fn, given, message in (
+        (
+            lambda p, x: plain(p, x)[:, 0],
+            params,
+            r"outputs of shape \(1,\) for one input, expected an array \(1, outputs",
+        ),
+        (lambda p, x: plain(p, x).sum(), params, r"outputs of shape \(\)"),
+        (lambda p, x: plain(p, x)[:, None, None], params, r"outputs of shape \(1, 1, 1, 3\)"),
+        (lambda p, x: plain(p, x)[:, :0], params, r"outputs of shape \(1, 0\)"),
+        (lambda p, x: (plain(p, x), x), params, "a tuple as outputs, expected an array"),
+        (lambda p, x: {"logits": plain(p, x)}, params, "a dict as outputs"),
+        (lambda p, x: plain(p, x) > 0, params, "outputs of dtype bool, expected floats"),
+        (dropout.apply, variables, "a network that draws random numbers"),
+    ):
+        kernel = ntkit.empirical_ntk(apply_fn, given)
+        for door in (
+            kernel,
+            kernel.full,
+            kernel.diagonal,
+            lambda x, kernel=kernel: kernel.product(x, x, np.ones((4, 1))),
+        ):
+            with pytest.raises(ValueError, match=f"^apply_fn: got {message}"):
+                door(x)
+    with pytest.raises(ValueError, match="v: got dtype complex64, expected real numbers"):
+        ntkit.empirical_ntk(plain, params).product(x, x, np.ones((4, 1), np.complex64))
+    with pytest.raises(ValueError, match="x2: got inputs of shape"):
+        ntkit.empirical_ntk(plain, params).product(x, x[:, 1:], np.ones((4, 1)))
     with pytest.raises(ValueError, match=r"v: got shape \(3, 1\), expected \(4, columns\)"):
         ntkit.empirical_ntk(plain, params).product(x, x, np.ones((3, 1), "f"))
     with pytest.raises(ValueError, match=r"v: got shape \(4, 2\), expected \(4, 3\)"):

@@ -1,6 +1,7 @@
 import signal
 
 import flax.linen as nn
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +93,7 @@ def test_a_wide_centred_network_is_kernel_regression() -> None:
         ({"preprocessing": "zca"}, "preprocessing: got 'zca', expected one of ntkit.data"),
         ({"adversary": Adversary("pgd", Linf(0.1))}, "images: got values from .* expected pixels within"),
         ({"module": nn.Sequential([nn.BatchNorm(False), nn.Dense(2)])}, "module: got one with .*batch_stats"),
-        ({"module": "vgg11"}, "module: got str, expected a flax module"),
+        ({"module": "vgg11"}, "module: got 'vgg11', expected a flax.linen module"),
     ],
 )
 def test_bad_arguments(change, message: str) -> None:
@@ -186,6 +187,124 @@ def test_history_and_networks_on_the_way() -> None:
     shorter = networks.train(module, X, Y, key=KEY, steps=10, schedule="constant")
     np.testing.assert_array_equal(seen[0](TEST), shorter(TEST))
     np.testing.assert_allclose(network.history["norm"], [float(jnp.linalg.norm(one(TEST))) for one in seen])
+
+
+class Mutable(nnx.Module):
+    """A network as flax.nnx writes it."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs) -> None:
+        self.first = nnx.Linear(3, width, rngs=rngs)
+        self.second = nnx.Linear(width, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(jnp.tanh(self.first(x)))
+
+
+class Dropout(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=False)(x))
+
+
+class Outputs(nn.Module):
+    """A network whose outputs are something else."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(2)(x)
+        return {
+            "tuple": (h, h),
+            "dict": {"a": h},
+            "row": h[:, 0],
+            "number": h.sum(),
+            "images": h[:, None, None],
+            "bool": h > 0,
+        }[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            Mutable(4, nnx.Rngs(0)),
+            r"got Mutable, a flax.nnx module, .* flax.nnx.bridge.to_linen\(Mutable, …\) makes one",
+        ),
+        (Mutable, "got Mutable, a flax.nnx module"),
+        (Dropout(), "got a network that draws random numbers or changes its state .*InvalidRngError"),
+        (Dropout, "got the class Dropout, expected a flax.linen module"),
+        (lambda x: x, "got <function .*, expected a flax.linen module, or an object with its init and apply"),
+        (Outputs("tuple"), "got a tuple as outputs, expected an array"),
+        (Outputs("dict"), "got a dict as outputs"),
+        (Outputs("row"), r"got outputs of shape \(1,\) for one input"),
+        (Outputs("number"), r"got outputs of shape \(\)"),
+        (Outputs("images"), r"got outputs of shape \(1, 1, 1, 2\)"),
+        (Outputs("bool"), "got outputs of dtype bool, expected floats"),
+    ],
+)
+def test_what_is_no_network_to_train(module, message: str) -> None:
+    doors = [
+        lambda: networks.train(module, X, Y, key=KEY, steps=1),
+        lambda: networks.initialize(module, X, key=KEY),
+        lambda: networks.kernel_dynamics(module, X, Y, sample=X, key=KEY, at=(0, 1)),
+        lambda: networks.convergence(module, X, Y, key=KEY, at=(0, 1)),
+    ]
+    for door in doors:
+        with pytest.raises(ValueError, match="^module: " + message):
+            door()
+
+
+def test_a_network_of_nnx_by_its_bridge() -> None:
+    network = networks.train(nnx.bridge.to_linen(Mutable, 32), X, Y, key=KEY, steps=300, learning_rate=0.1)
+    assert network.losses[-1] < 1e-2 * network.losses[0]
+    assert attacks.fgsm(network, np.abs(X) / 4, np.zeros(8, int), Linf(0.1)).shape == X.shape
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "polyak_sgd"])
+def test_optimizers_that_ask_for_the_loss(name: str) -> None:
+    module = ntkit.fc(1).flax(2, 16)
+    start = networks.initialize(module, X, key=KEY)
+    optimizer = getattr(optax, name)()
+    network = networks.train(start, X, Y, key=KEY, steps=20, optimizer=optimizer)
+
+    # The same by hand, one step after the other.
+    def loss(params):
+        return 0.5 * jnp.mean(jnp.sum((module.apply({"params": params}, X) - Y) ** 2, axis=1))
+
+    @jax.jit
+    def step(params, state):
+        value, gradient = jax.value_and_grad(loss)(params)
+        more = {"value": value, "grad": gradient, "value_fn": loss}
+        updates, state = optimizer.update(gradient, state, params, **more)
+        return optax.apply_updates(params, updates), state, value
+
+    params, losses = start.variables["params"], []
+    state = optimizer.init(params)
+    for _ in range(20):
+        params, state, value = step(params, state)
+        losses.append(value)
+    np.testing.assert_allclose(network.losses[:10], losses[:10], rtol=1e-3)
+    assert network.losses[-1] < 0.1 * network.losses[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "sgd"}, "another optimizer"),
+        ({"optimizer": optax.lbfgs()}, "another optimizer"),
+        ({"steps": 8}, "another number of steps"),
+        ({"module": ntkit.fc(1).flax(2, 9)}, "another module"),
+        ({"module": ntkit.fc(2).flax(2, 8)}, "another optimizer and another module"),
+    ],
+)
+def test_resumed_with_other_arguments(change, message: str, tmp_path) -> None:
+    setting = {"module": ntkit.fc(1).flax(2, 8), "images": X, "targets": Y, "key": KEY, "steps": 4}
+    run = Run.create(tmp_path / "run", {})
+    networks.train(**setting, run=run)
+    with pytest.raises(ValueError, match=rf"^run: got '.*run', which was begun with {message}, expected the arguments"):
+        networks.train(**setting | change, run=Run.resume(run.path))
+    assert len(networks.train(**setting, run=Run.resume(run.path)).losses) == 4
 
 
 IMAGES = RNG.uniform(0.2, 0.8, (12, 8, 8, 1)).astype("f")
