@@ -345,6 +345,8 @@ class _Table(NamedTuple):
 
 def _table(axis: Axis, layers: tuple[Any, ...], dim: int, dtype: Any) -> _Table:
     parts = [axis.displacements[:, None], axis.targets, axis.weights]
+    # Not the layers themselves, whose traced hyper-parameters a derivative's function must not hold.
+    convolves = [isinstance(layer, Conv) for layer in layers]
     for layer in layers:
         if isinstance(layer, Conv):
             parts += map(np.stack, zip(*(_links(axis.size, layer, dim, d) for d in axis.displacements), strict=True))
@@ -358,7 +360,7 @@ def _table(axis: Axis, layers: tuple[Any, ...], dim: int, dtype: Any) -> _Table:
             found[0][0].astype(np.int32),
             [found[1][i].astype(np.int32) for i in range(axis.targets.shape[1])],
             found[2],
-            [next(links) if isinstance(layer, Conv) else none for layer in layers],
+            [next(links) if convolve else none for convolve in convolves],
         )
 
     rows = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
