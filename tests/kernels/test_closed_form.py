@@ -31,6 +31,7 @@ ARCHITECTURES = {
         by_hand("circular", Conv(1.4, 0.1, padding="CIRCULAR"), RELU, Conv(1.0, 0.2), RELU, GlobalAveragePool()),
         (3, 4, 2),
     ),
+    "pixels, pooled before": (by_hand("pixels", Dense(1.3, 0.2), AveragePool((2, 1)), RELU, Flatten()), (4, 3, 2)),
     "strided": (by_hand("strided", Conv(1.4, 0.1, strides=(2, 2)), RELU, Flatten()), (4, 5, 1)),
 }
 
