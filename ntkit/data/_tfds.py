@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import io
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from ntkit.data._prepared import NAME, check_folder, check_inside
+from ntkit.data._tfrecord import records
 from ntkit.data.dataset import Dataset, Split
 
+# More of either are made up.
+MAX_PIXELS, MAX_CLASSES = 2**26, 10**6
 # How long a server may take to answer before another one of the set is asked.
 ANSWER_SECONDS = 5.0
 
@@ -35,6 +38,12 @@ def load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
             "train and test"
         )
     label = builder.info.features[label_key]
+    if not 0 < (label.num_classes or 0) <= MAX_CLASSES:
+        raise ValueError(f"name: got {name!r} with {label.num_classes} classes, expected 1 to {MAX_CLASSES}")
+    if len(label.names) != label.num_classes:
+        raise ValueError(
+            f"name: got {name!r} with {len(label.names)} class names, expected {label.num_classes}, one for each class"
+        )
     train, test = (
         _read_split(name, builder, split, image_key, label_key, label.num_classes) for split in ("train", "test")
     )
@@ -59,7 +68,11 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         )
     # TFDS reads its variable once, when it is imported; asking here lets a program set it later.
     folder = data_dir if data_dir is not None else os.environ.get("TFDS_DATA_DIR") or None
+    if NAME.fullmatch(name):
+        check_folder(name, Path(folder or tfds.core.constants.DATA_DIR).expanduser())
     try:
+        if not NAME.fullmatch(name):
+            raise ValueError("not a name, with a config and a version at most")
         return tfds.builder(name, data_dir=folder)
     except Exception as error:
         known = tfds.list_builders(with_community_datasets=False)
@@ -148,69 +161,92 @@ def _read_split(name: str, builder: Any, split: str, image_key: str, label_key: 
     n = builder.info.splits[split].num_examples
     if n == 0:
         raise ValueError(f"name: got {name!r}, whose {split} split is empty, expected images")
-    dtype = builder.info.features[image_key].np_dtype
+    paths = [Path(check_inside(name, path, builder.data_path)) for path in builder.info.splits[split].filepaths]
+    feature = builder.info.features[image_key]
     pixels: np.ndarray | None = None
-    labels = np.empty(n, np.int32)
-    count = 0
-    for image, label in _examples(builder, split, image_key, label_key):
-        if pixels is None:
-            # Filled in place in the pixels' own dtype, a quarter of what they take as floats.
-            pixels = np.empty((n, *image.shape), dtype)
-        if image.shape != pixels.shape[1:]:
-            raise _ragged(name, pixels.shape[1:], image.shape)
-        if count < n:
-            pixels[count] = image
-            labels[count] = label
-        count += 1
-    if pixels is None or count != n:
-        raise ValueError(f"name: got {name!r}, whose {split} split is damaged: {count} images, expected {n}")
+    try:
+        size = sum(path.stat().st_size for path in paths)
+        if not 0 < n <= size:
+            raise ValueError(f"{n} examples announced, in files of {size} bytes")
+        labels = np.empty(n, np.int32)
+        count = 0
+        for encoded, label in _examples(builder, split, paths, image_key, label_key):
+            image = _decoded(encoded, feature.shape[-1], None if pixels is None else pixels.shape[1:3])
+            if pixels is None:
+                # Filled in place in the pixels' own dtype, a quarter of what they take as floats.
+                pixels = np.empty((n, *image.shape), feature.np_dtype)
+            if image.shape != pixels.shape[1:]:
+                raise _Ragged(pixels.shape[1:], image.shape)
+            if count < n:
+                pixels[count] = image
+                labels[count] = label
+            count += 1
+        if pixels is None or count != n:
+            raise ValueError(f"{count} images, expected {n}")
+    except _Ragged as error:
+        raise _ragged(name, error.first, error.other) from None
+    # What is cut off or made up makes readers and decoders raise nearly anything.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"name: got {name!r}, whose {split} split is damaged: {reason[:200]}") from error
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"name: got {name!r}, whose {split} split has labels from {labels.min()} to {labels.max()}, expected "
             f"classes from 0 to {num_classes - 1}"
         )
-    return Split(np.divide(pixels, np.iinfo(dtype).max, dtype=np.float32), labels)
+    return Split(np.divide(pixels, np.iinfo(feature.np_dtype).max, dtype=np.float32), labels)
 
 
-def _examples(builder: Any, split: str, image_key: str, label_key: str) -> Iterator[tuple[np.ndarray, int]]:
-    """The images, of shape (height, width, channels), and classes of a split, in the order of its files."""
+def _examples(
+    builder: Any, split: str, paths: list[Path], image_key: str, label_key: str
+) -> Iterator[tuple[bytes, int]]:
+    """The encoded images and the classes of a split, in the order of its files."""
     if builder.info.file_format.value != "tfrecord":
-        for example in builder.as_data_source(split):
+        import tensorflow_datasets as tfds
+
+        undecoded = {image_key: tfds.decode.SkipDecoding()}
+        for example in builder.as_data_source(split, decoders=undecoded):
             yield example[image_key], int(example[label_key])
         return
 
-    from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2
 
-    channels = builder.info.features[image_key].shape[-1]
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-    for path in builder.info.splits[split].filepaths:
-        for record in _tfrecords(os.fspath(path)):
+    for path in paths:
+        for number, record in enumerate(records(path)):
             feature = tf_example_pb2.Example.FromString(record).features.feature
-            image = Image.open(io.BytesIO(feature[image_key].bytes_list.value[0]))
-            # A grey JPEG in a colour set; 16-bit pixels ("I;16") stay what they are.
-            if mode is not None and image.mode != mode and not image.mode.startswith("I"):
-                image = image.convert(mode)
-            pixels = np.asarray(image)
-            if pixels.ndim == 2:
-                pixels = pixels[..., None]
-            yield pixels, feature[label_key].int64_list.value[0]
+            images, labels = feature[image_key].bytes_list.value, feature[label_key].int64_list.value
+            if len(images) != 1 or len(labels) != 1:
+                raise ValueError(f"record {number} has {len(images)} images and {len(labels)} classes, expected one")
+            yield images[0], labels[0]
 
 
-def _tfrecords(path: str) -> Iterator[bytes]:
-    """The records of a TFRECORD file: length (8 bytes), its checksum (4), the record, its checksum (4)."""
-    with open(path, "rb") as file:
-        while header := file.read(12):
-            if len(header) < 12:
-                raise ValueError(f"{path} is damaged: it ends inside a record")
-            (length,) = struct.unpack_from("<Q", header)
-            record = file.read(length + 4)
-            if len(record) < length + 4:
-                raise ValueError(f"{path} is damaged: it ends inside a record")
-            yield record[:length]
+def _decoded(encoded: bytes, channels: int | None, size: tuple[int, ...] | None) -> np.ndarray:
+    """The pixels of an image, of shape (height, width, channels), decoded only if it has the size of those before."""
+    from PIL import Image
+
+    # Named: Pillow would hand other formats to all its decoders, and one of them to Ghostscript.
+    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+        width, height = image.size
+        if size is not None and (height, width) != size:
+            raise _Ragged((*size, channels), (height, width, channels))
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"an image of {width}×{height} pixels, expected at most {MAX_PIXELS} of them")
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels or 0)
+        # A grey JPEG in a colour set; 16-bit pixels ("I;16") stay what they are.
+        converted = mode is not None and image.mode != mode and not image.mode.startswith("I")
+        pixels = np.asarray(image.convert(mode) if converted else image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _ragged(name: str, first: tuple[int, ...], other: tuple[int, ...]) -> ValueError:
+class _Ragged(Exception):
+    """An image has another shape than those before."""
+
+    def __init__(self, first: tuple[int | None, ...], other: tuple[int | None, ...]) -> None:
+        super().__init__()
+        self.first, self.other = first, other
+
+
+def _ragged(name: str, first: tuple[int | None, ...], other: tuple[int | None, ...]) -> ValueError:
     return ValueError(
         f"name: got {name!r} with images of shape {first} and {other}, expected images that all have one size"
     )

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,6 +121,22 @@ def first_records(path: Path, n: int) -> bytes:
 Examples = Sequence[tuple[np.ndarray, int]]
 
 
+def framed(record: bytes) -> bytes:
+    """A record as TFRECORD files have it, with its checksums, computed bit by bit from their definition (RFC 3720)."""
+
+    def masked(message: bytes) -> bytes:
+        crc = 0xFFFFFFFF
+        for byte in message:
+            crc ^= byte
+            for _ in range(8):
+                crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+        crc ^= 0xFFFFFFFF
+        return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    length = struct.pack("<Q", len(record))
+    return length + masked(length) + record + masked(record)
+
+
 def write_tfds(
     data_dir: Path,
     splits: dict[str, Examples],
@@ -142,8 +159,7 @@ def write_tfds(
             example = tf_example_pb2.Example()
             example.features.feature["image"].bytes_list.value.append(buffer.getvalue())
             example.features.feature["label"].int64_list.value.append(label)
-            record = example.SerializeToString()
-            content += struct.pack("<Q", len(record)) + bytes(4) + record + bytes(4)
+            content += framed(example.SerializeToString())
         file = folder / f"made_up-{split}.tfrecord-00000-of-00001"
         file.write_bytes(content[: len(content) - cut])
     module = "tensorflow_datasets.core.features"
@@ -333,3 +349,169 @@ def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(e.value.__cause__, ConnectionError)
     assert "\n" not in str(e.value)
     assert {path for path in tmp_path.rglob("*") if path.is_file() or not list(path.iterdir())} == set(kept)
+
+
+def of_made_up(data_dir: Path, name: str) -> Path:
+    return data_dir / "made_up" / "1.0.0" / name
+
+
+TRAIN = "made_up-train.tfrecord-00000-of-00001"
+
+
+@pytest.fixture
+def made_up(tmp_path: Path) -> Path:
+    write_tfds(tmp_path / "data", {"train": examples(3), "test": examples(2)})
+    return tmp_path / "data"
+
+
+def test_a_class_that_is_not_of_tfds_is_not_imported(made_up: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (made_up / "evil.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()")
+    monkeypatch.syspath_prepend(made_up)
+    file = of_made_up(made_up, "features.json")
+    text = file.read_text()
+    own = "tensorflow_datasets.core.features.image_feature.Image"
+    nested = {"type": "evil.X", "content": {}}
+    for hostile in (
+        text.replace(own, "evil.X"),
+        text.replace('"pythonClassName"', '"python_class_name"').replace(own, "evil.X"),
+        # Twice the same key: a reader may take either.
+        text.replace(f'"{own}"', f'"evil.X", "pythonClassName": "{own}"'),
+        json.dumps(nested),
+        json.dumps({"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "x": [nested]}),
+    ):
+        file.write_text(hostile)
+        with pytest.raises(ValueError, match=r"^name: got 'made_up', whose features.json names 'evil.X', expected "):
+            load("made_up", made_up)
+    assert not (made_up / "ran").exists()
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\xff"])
+def test_features_that_are_no_json(made_up: Path, text: str) -> None:
+    of_made_up(made_up, "features.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"^name: got 'made_up', whose features.json is no JSON"):
+        load("made_up", made_up)
+
+
+@pytest.mark.parametrize("template", ["../../../stolen", "{tmp}/stolen", "link"])
+def test_only_files_inside_the_directory(made_up: Path, tmp_path: Path, template: str) -> None:
+    of_made_up(made_up, TRAIN).rename(tmp_path / "stolen")
+    of_made_up(made_up, "link").symlink_to(tmp_path / "stolen")
+    file = of_made_up(made_up, "dataset_info.json")
+    text = file.read_text().replace("{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", template.format(tmp=tmp_path))
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"^name: got 'made_up', of which .* lies outside of .*, expected it inside"):
+        load("made_up", made_up)
+
+
+def test_a_directory_that_leads_elsewhere(made_up: Path, tmp_path: Path) -> None:
+    (made_up / "made_up").rename(tmp_path / "elsewhere")
+    (made_up / "made_up").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"lies outside of .*data, expected it inside"):
+        load("made_up", made_up)
+    # The directory itself may be a link.
+    (tmp_path / "link").symlink_to(made_up)
+    (made_up / "made_up").unlink()
+    (tmp_path / "elsewhere").rename(made_up / "made_up")
+    assert len(load("made_up", tmp_path / "link").train) == 3
+
+
+@pytest.mark.parametrize("name", ["../made_up", "made_up/..", "evil:made_up", "huggingface:x", "made_up/a=1", "."])
+def test_names_that_lead_elsewhere(made_up: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"^name: got "):
+        load(name, made_up)
+
+
+@pytest.mark.parametrize("file", [TRAIN, "features.json", "dataset_info.json"])
+def test_pipes_are_not_opened(made_up: Path, file: str) -> None:
+    of_made_up(made_up, file).unlink()
+    os.mkfifo(of_made_up(made_up, file))
+    with pytest.raises(ValueError, match=r"^name: got 'made_up', of which .* is a pipe, a socket or a device"):
+        load("made_up", made_up)
+
+
+def test_every_flipped_bit_and_every_cut_is_met(made_up: Path) -> None:
+    file = of_made_up(made_up, TRAIN)
+    whole = file.read_bytes()
+    places = range(0, len(whole), 7)
+    for damaged in (
+        *(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in places),
+        *(whole[:at] for at in places),
+        whole + b"0",
+        whole + struct.pack("<Q", 2**63) + bytes(20),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"^name: got 'made_up', whose train split is damaged: ") as caught:
+            load("made_up", made_up)
+        assert "\n" not in str(caught.value)
+
+
+def image_file(format: str, size: tuple[int, int] = (4, 5), **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        *(b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 5\n%%EndComments\nshowpage\n"),
+        *(image_file("GIF"), image_file("TIFF"), image_file("BMP"), image_file("WEBP"), image_file("PPM")),
+        *(image_file("PNG")[:45], image_file("JPEG")[:-50], image_file("PNG")[:30] + b"\0" * 40),
+        *(png_of_size(4, 5), png_of_size(100_000, 100_000), png_of_size(2**13, 2**14)),
+    ],
+)
+def test_what_is_no_png_or_jpeg(made_up: Path, encoded: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments: pytest.fail("Ghostscript was called"))
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(encoded)
+    example.features.feature["label"].int64_list.value.append(1)
+    of_made_up(made_up, TRAIN).write_bytes(framed(example.SerializeToString()) * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=r"^name: got 'made_up', whose train split is damaged: ") as caught:
+            load("made_up", made_up)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("record", [b"", b"\xff" * 20, b"\n\0"])
+def test_records_that_are_no_examples(made_up: Path, record: bytes) -> None:
+    of_made_up(made_up, TRAIN).write_bytes(framed(record) * 3)
+    with pytest.raises(ValueError, match=r"^name: got 'made_up', whose train split is damaged: "):
+        load("made_up", made_up)
+
+
+@pytest.mark.parametrize("number", ["1000000000000", "9223372036854775807", "-1"])
+def test_more_examples_announced_than_fit_the_files(made_up: Path, number: str) -> None:
+    file = of_made_up(made_up, "dataset_info.json")
+    file.write_text(file.read_text().replace('["3"]', f'["{number}"]'))
+    with pytest.raises(ValueError, match=r"^name: got 'made_up', whose train split is damaged: .* examples announced"):
+        load("made_up", made_up)
+
+
+@pytest.mark.parametrize("names", ["one", "one\ntwo\nthree\nfour"])
+def test_as_many_class_names_as_classes(made_up: Path, names: str) -> None:
+    of_made_up(made_up, "label.labels.txt").write_text(names)
+    with pytest.raises(ValueError, match=r"^name: got 'made_up'") as caught:
+        load("made_up", made_up)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unbelievable_number_of_classes(made_up: Path) -> None:
+    file = of_made_up(made_up, "features.json")
+    file.write_text(file.read_text().replace('"numClasses": "3"', '"numClasses": "1000000000000"'))
+    with pytest.raises(ValueError, match=r"^name: got 'made_up' with 1000000000000 classes"):
+        load("made_up", made_up)
