@@ -3,12 +3,12 @@
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ntkit._checks import check_integer, check_number, check_path, check_real, check_sequence, check_text, wrong
 from ntkit.runs.files import atomic_write
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ _BAR = "#b6bfcc"
 _LINES = ("#2f6fdb", "#e8590c", "#0f9d76", "#9747c9", "#c99a06", "#d6336c")
 # Twice the screen's usual density: text stays sharp on a fine one.
 _DPI = 200
+# Of a name in a figure: longer ones would make it as wide.
+_LONGEST = 100
 
 
 def image_grid(
@@ -68,11 +70,14 @@ def image_grid(
     if classes is not None:
         bands = _checked_classes(classes, n)
     pixels = _to_bytes(pictures, scale)
-    if columns is not None and columns < 1:
-        raise ValueError(f"columns: expected at least 1, got {columns}")
+    columns = None if columns is None else check_integer("columns", columns)
+    if class_names is not None:
+        check_sequence("class_names", class_names, "names of classes 0, 1, …")
+    if title is not None:
+        check_text("title", title)
 
     def name(index: int) -> str:
-        return class_names[index] if class_names is not None and 0 <= index < len(class_names) else str(index)
+        return _shown(class_names[index] if class_names is not None and 0 <= index < len(class_names) else index)
 
     zoom = max(1, round(_target_size(n) / max(height, width)))
     cell_width, cell_height = zoom * width, zoom * height
@@ -94,7 +99,7 @@ def image_grid(
     rows = [-(-len(group) // columns) for _, group in groups]
     total_width = left + min(columns, max(len(group) for _, group in groups)) * (cell_width + gap) - gap + margin
     if title:
-        total_width = max(total_width, left + 21 * len(title) + margin)
+        total_width = max(total_width, left + 21 * len(_shown(title)) + margin)
     total_height = top + sum(rows) * row_height + band_gap * (len(groups) - 1) - gap + margin
 
     figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
@@ -103,7 +108,7 @@ def image_grid(
     axes.set_axis_off()
     canvas = np.full((total_height, total_width, 3), 255, np.uint8)
     if title:
-        axes.text(left, margin + 16, title, fontsize=12, weight="bold", color=_INK, va="center")
+        axes.text(left, margin + 16, _shown(title), fontsize=12, weight="bold", color=_INK, va="center")
     y = top
     for (band, group), group_rows in zip(groups, rows, strict=True):
         if named_left:
@@ -143,16 +148,13 @@ def history(metrics: Iterable[Mapping[str, Any]], *, title: str | None = None) -
       panel, those with "accuracy" to the right one; others are left out.
     - `title`: a heading.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     series = _series(metrics)
     losses = {name: line for name, line in series.items() if "loss" in name}
     accuracies = {name: line for name, line in series.items() if "accuracy" in name}
     panels = [(kind, lines) for kind, lines in (("loss", losses), ("accuracy", accuracies)) if lines]
-    figure = Figure(figsize=(5.2 * max(len(panels), 1), 3.4), dpi=_DPI, facecolor="white", layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    figure = _figure((5.2 * max(len(panels), 1), 3.4), title)
     if not panels:
         axes = figure.add_subplot()
         axes.set_axis_off()
@@ -162,7 +164,7 @@ def history(metrics: Iterable[Mapping[str, Any]], *, title: str | None = None) -
         axes = figure.add_subplot(1, len(panels), number)
         for at, (name, (steps, values)) in enumerate(lines.items()):
             colour = _LINES[at % len(_LINES)]
-            label = name.replace("_", " ")
+            label = _shown(name.replace("_", " "))
             smooth = _smoothed(values, logarithmic=kind == "loss")
             if smooth is None:
                 marker = "o" if len(values) <= 40 else None
@@ -174,7 +176,9 @@ def history(metrics: Iterable[Mapping[str, Any]], *, title: str | None = None) -
             axes.set_yscale("log", nonpositive="mask")
         if kind == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-        axes.set_title(next(iter(lines)).replace("_", " ") if len(lines) == 1 else kind, fontsize=10, loc="left")
+        axes.set_title(
+            _shown(next(iter(lines)).replace("_", " ")) if len(lines) == 1 else kind, fontsize=10, loc="left"
+        )
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("step", fontsize=9, color=_SOFT)
         _style(axes)
@@ -201,7 +205,6 @@ def transfer(
 
     - `ValueError`: there is no row.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, PercentFormatter
 
     panels = list(dict.fromkeys(row["network"] for row in rows))
@@ -211,9 +214,7 @@ def transfer(
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
     size = (max(3.0 * columns, 5.0), 2.7 * lines + 0.5)
-    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    figure = _figure(size, title)
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, columns, number)
         mine = sorted((row for row in rows if row["network"] == panel), key=lambda row: row["steps"])
@@ -222,7 +223,7 @@ def transfer(
             steps = np.array([step for step, _ in found])
             mean, std = (np.array([take(values) for _, values in found]) for take in (np.mean, np.std))
             colour = _LINES[at % len(_LINES)]
-            label = kind.replace("_", " ") if names is None else names.get(kind, kind)
+            label = _shown(kind.replace("_", " ") if names is None else names.get(kind, kind))
             axes.plot(steps, mean, color=colour, linewidth=1.6, marker="o", markersize=4, label=label)
             axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("log")
@@ -233,7 +234,7 @@ def transfer(
         axes.set_xlim(0.7 * ticks[0], ticks[-1] / 0.7)
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-        axes.set_title(panel, fontsize=10, loc="left")
+        axes.set_title(_shown(panel), fontsize=10, loc="left")
         axes.set_xlabel("training steps", fontsize=9, color=_SOFT)
         _style(axes)
     figure.legend(
@@ -252,12 +253,9 @@ def features(swept: "Sweep", *, title: str | None = None) -> "Figure":
 
     **Arguments:** `swept`: as `ntkit.features.sweep` gives it. `title`: a heading.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(9.6, 3.6), dpi=_DPI, facecolor="white", layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    figure = _figure((9.6, 3.6), title)
     along, across = figure.subplots(1, 2)
     place = np.arange(1, len(swept.eigenvalues) + 1)
     for values, colour, name in (
@@ -298,14 +296,10 @@ def dynamics(found: Mapping[str, Mapping[str, Any]], *, title: str | None = None
 
     - `ValueError`: there is no training.
     """
-    from matplotlib.figure import Figure
-
     if not found:
         raise ValueError("found: expected at least one training, got none")
     columns = max(3, len(found) + 1)
-    figure = Figure(figsize=(3.5 * columns, 6.8), dpi=_DPI, facecolor="white", layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    figure = _figure((3.5 * columns, 6.8), title)
     grid = figure.add_gridspec(2, columns)
     highest = max(float(np.max(metrics["distances"])) for metrics in found.values()) or 1.0
     for number, (name, metrics) in enumerate(found.items()):
@@ -314,7 +308,7 @@ def dynamics(found: Mapping[str, Mapping[str, Any]], *, title: str | None = None
         ticks = [f"{step:,}" for step in metrics["steps"]]
         axes.set_xticks(range(len(ticks)), ticks, rotation=90)
         axes.set_yticks(range(len(ticks)), ticks)
-        axes.set_title(f"distance of kernels, {name}", fontsize=10, loc="left")
+        axes.set_title(f"distance of kernels, {_shown(name)}", fontsize=10, loc="left")
         _style(axes)
         axes.grid(visible=False)
         if number == len(found) - 1:
@@ -329,14 +323,14 @@ def dynamics(found: Mapping[str, Mapping[str, Any]], *, title: str | None = None
     for number, (name, metrics) in enumerate(found.items()):
         colour, steps = _LINES[number % len(_LINES)], metrics["steps"]
         for dash, (part, way) in zip(dashes, metrics["rotation"].items(), strict=False):
-            label = f"{name}, {part}"
+            label = f"{_shown(name)}, {part}"
             polar.plot(way["angle"], way["radius"], dash, color=colour, linewidth=1.6, marker="o", ms=3, label=label)
             widest = max(widest, *way["angle"])
         line: dict[str, Any] = {"color": colour, "linewidth": 1.6, "marker": "o", "markersize": 3}
-        velocity.plot(steps[1:], metrics["velocity"], label=name, **line)
+        velocity.plot(steps[1:], metrics["velocity"], label=_shown(name), **line)
         for dash, (count, shares) in zip(dashes, metrics["concentration"].items(), strict=False):
-            concentration.plot(steps, shares, linestyle=dash, label=f"{name}, top {count}", **line)
-        rank.plot(steps, metrics["effective_rank"], label=name, **line)
+            concentration.plot(steps, shares, linestyle=dash, label=f"{_shown(name)}, top {count}", **line)
+        rank.plot(steps, metrics["effective_rank"], label=_shown(name), **line)
     polar.set_thetamin(0)
     # A sector of whole tens of degrees, so that a small rotation fills it, too.
     sector = min(180, 10 * (1 + int(np.degrees(widest) // 10)))
@@ -379,16 +373,12 @@ def convergence(found: Mapping[str, "Convergence"], *, components: int = 6, titl
 
     - `ValueError`: there are no labels, or no components.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     if not found:
         raise ValueError("found: expected at least one set of labels, got none")
-    if components < 1:
-        raise ValueError(f"components: got {components}, expected at least 1")
-    figure = Figure(figsize=(12.6, 3.8), dpi=_DPI, facecolor="white", layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+    check_integer("components", components)
+    figure = _figure((12.6, 3.8), title)
     each, whole, spread = figure.subplots(1, 3)
     name, first = next(iter(found.items()))
     edges = np.unique(np.geomspace(1, len(first.eigenvalues) + 1, components + 1).round().astype(int)) - 1
@@ -401,11 +391,11 @@ def convergence(found: Mapping[str, "Convergence"], *, components: int = 6, titl
         each.plot(first.steps, first.predicted[:, number] / size, "--", alpha=0.6, **line)
     for place, (labels, one) in enumerate(found.items()):
         line = {"color": _LINES[place % len(_LINES)], "linewidth": 1.6}
-        whole.plot(one.steps, one.left(one.measured), label=labels, **line)
-        whole.plot(one.steps, one.left(one.predicted), "--", alpha=0.6, label=f"{labels}, predicted", **line)
-        spread.plot(np.arange(1, len(one.shares) + 1), np.cumsum(one.shares), label=labels, **line)
+        whole.plot(one.steps, one.left(one.measured), label=_shown(labels), **line)
+        whole.plot(one.steps, one.left(one.predicted), "--", alpha=0.6, label=f"{_shown(labels)}, predicted", **line)
+        spread.plot(np.arange(1, len(one.shares) + 1), np.cumsum(one.shares), label=_shown(labels), **line)
     for axes, what, along in (
-        (each, f"left of each component, {name}", "steps"),
+        (each, f"left of each component, {_shown(name)}", "steps"),
         (whole, "left of the labels, ‖y − f‖ / ‖y‖", "steps"),
         (spread, "labels along the first eigenvectors", "number of eigenvectors"),
     ):
@@ -433,7 +423,9 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     - `ValueError`: matplotlib cannot write that format.
     - `OSError`: `path` cannot be written.
     """
-    ending = Path(path).suffix[1:].lower() or "png"
+    if isinstance(figure, type) or not hasattr(figure, "savefig"):
+        raise wrong("figure", figure, "a matplotlib Figure")
+    ending = check_path("path", path).suffix[1:].lower() or "png"
     known = figure.canvas.get_supported_filetypes()
     if ending not in known:
         raise ValueError(f"path: expected an ending among {', '.join(sorted(known))}, got {os.fspath(path)!r}")
@@ -442,8 +434,23 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
         figure.savefig(file, format=ending, metadata=undated)
 
 
+def _figure(size: tuple[float, float], title: str | None) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
+    if title is not None and check_text("title", title):
+        figure.suptitle(_shown(title), fontsize=11, weight="bold", color=_INK)
+    return figure
+
+
+def _shown(text: object) -> str:
+    """Text that is not ntkit's own, to be drawn as it is: matplotlib takes what is between dollars for a formula."""
+    text = str(text)
+    return (text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…").replace("$", r"\$")
+
+
 def _checked_images(images: ArrayLike) -> NDArray[np.float32]:
-    pictures = np.asarray(images, np.float32)
+    pictures = np.asarray(check_real("images", images), np.float32)
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or 0 in pictures.shape:
         raise ValueError(
             f"images: expected (n, height, width, channels) with 1 or 3 channels, got shape {pictures.shape}"
@@ -455,7 +462,7 @@ def _checked_labels(labels: ArrayLike | None, n: int) -> tuple[NDArray[np.float3
     """Soft labels `(n, C)` and the class of every image, each if there is such a thing."""
     if labels is None:
         return None, None
-    array = np.asarray(labels)
+    array = np.asarray(check_real("labels", labels))
     if array.ndim == 1 and np.issubdtype(array.dtype, np.integer):
         return None, _checked_classes(array, n, "labels")
     if array.ndim != 2 or len(array) != n or array.shape[1] == 0:
@@ -467,7 +474,7 @@ def _checked_labels(labels: ArrayLike | None, n: int) -> tuple[NDArray[np.float3
 
 
 def _checked_classes(classes: ArrayLike, n: int, argument: str = "classes") -> NDArray[np.intp]:
-    array = np.asarray(classes)
+    array = np.asarray(check_real(argument, classes))
     if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{argument}: expected integers ({n},), got {array.dtype} of shape {array.shape}")
     return array.astype(np.intp)
@@ -476,15 +483,17 @@ def _checked_classes(classes: ArrayLike, n: int, argument: str = "classes") -> N
 def _to_bytes(images: NDArray[np.float32], scale: object) -> NDArray[np.uint8]:
     low: Any
     high: Any
-    if scale == "image":
+    if isinstance(scale, str) and scale == "image":
         low = np.min(images, axis=(1, 2, 3), keepdims=True)
         high = np.max(images, axis=(1, 2, 3), keepdims=True)
-    elif scale == "grid":
+    elif isinstance(scale, str) and scale == "grid":
         low, high = np.min(images), np.max(images)
-    elif isinstance(scale, tuple) and len(scale) == 2 and scale[0] < scale[1]:
-        low, high = scale
+    elif isinstance(scale, tuple) and len(scale) == 2:
+        low, high = (check_number("scale", bound) for bound in scale)
+        if not low < high:
+            raise wrong("scale", scale, "(low, high) with low < high")
     else:
-        raise ValueError(f"scale: expected 'image', 'grid' or (low, high) with low < high, got {scale!r}")
+        raise wrong("scale", scale, "'image', 'grid' or (low, high) with low < high")
     span = np.where(np.asarray(high) > low, np.asarray(high) - low, 1)
     # A diverged run has pixels that are no numbers; they are shown black.
     unit = np.nan_to_num(np.clip((images - low) / span, 0, 1))
@@ -553,8 +562,13 @@ def _series(
     metrics: Iterable[Mapping[str, Any]],
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """For every scalar metric the steps at which it was logged and its values."""
+    expected = "records, mappings with a step"
+    if isinstance(metrics, str | bytes | Mapping) or not isinstance(metrics, Iterable) or hasattr(metrics, "dtype"):
+        raise wrong("metrics", metrics, expected)
     points: dict[str, list[tuple[float, float]]] = {}
     for record in metrics:
+        if not isinstance(record, Mapping) or not isinstance(record.get("step"), int | float):
+            raise wrong("metrics", record, expected)
         for name, value in record.items():
             if name != "step" and isinstance(value, int | float):
                 points.setdefault(name, []).append((float(record["step"]), float(value)))

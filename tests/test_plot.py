@@ -3,8 +3,15 @@ import os
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from ntkit import plot
+from ntkit.features import Sweep
+from ntkit.networks import Convergence, Dynamics
+
+DYNAMICS = Dynamics((0, 1, 2), np.stack([np.eye(4), np.eye(4) + 1, np.diag([1.0, 2, 3, 4])]))
+CONVERGENCE = Convergence((0, 1), np.array([2.0, 1.0]), np.ones(2), np.ones((2, 2)), np.ones((2, 2)))
+SWEEP = Sweep(*(np.array([0.5, 0.25]) for _ in range(5)))
 
 
 def render(figure):
@@ -138,9 +145,9 @@ def test_columns():
         ({"labels": np.zeros(2)}, "labels: expected"),
         ({"labels": [1, 2, 3]}, r"labels: expected integers \(2,\)"),
         ({"classes": [0.5, 1.5]}, r"classes: expected integers \(2,\), got float64"),
-        ({"columns": 0}, "columns: expected at least 1, got 0"),
-        ({"scale": "image "}, "scale: expected 'image', 'grid' or"),
-        ({"scale": (1, 0)}, "scale: expected"),
+        ({"columns": 0}, "columns: got 0, expected an integer of at least 1"),
+        ({"scale": "image "}, "scale: got 'image ', expected 'image', 'grid' or"),
+        ({"scale": (1, 0)}, "scale: got"),
     ],
 )  # fmt: skip
 def test_bad_arguments(arguments, message):
@@ -220,3 +227,36 @@ def test_save_is_atomic_and_repeatable(tmp_path):
     with pytest.raises(FileNotFoundError, match="none"):
         plot.save(figure, tmp_path / "none" / "a.png")
     assert sorted(os.listdir(tmp_path)) == ["a.pdf", "a.png"]
+
+
+NAME = r"$\frac{1$"
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plot.image_grid(codes((2, 8, 8, 1)), labels=[0, 1], class_names=[NAME, NAME], title=NAME),
+        lambda: plot.image_grid(codes((2, 8, 8, 1)), labels=np.ones((2, 40)), class_names=[NAME] * 40),
+        lambda: plot.image_grid(codes((4, 8, 8, 1)), labels=[0, 1, 0, 1], class_names=[NAME, NAME]),
+        lambda: plot.history([{"step": 1, NAME + "loss": 1.0, NAME + "loss 2": 1.0}], title=NAME),
+        lambda: plot.history([{"step": 1, NAME + "accuracy": 1.0}]),
+        lambda: plot.transfer([{"network": NAME, "steps": 1, "accuracy": {NAME: [0.5]}}], title=NAME),
+        lambda: plot.transfer([{"network": "n", "steps": 1, "accuracy": {"a": [0.5]}}], names={"a": NAME}),
+        lambda: plot.dynamics({NAME: DYNAMICS.summary(top=1)}, title=NAME),
+        lambda: plot.convergence({NAME: CONVERGENCE}, title=NAME),
+        lambda: plot.features(SWEEP, title=NAME),
+    ],
+)
+def test_names_are_drawn_as_they_are(draw):
+    figure = draw()
+    assert render(figure).size
+    texts = [text for text in figure.findobj(Text) if "frac" in text.get_text()]
+    assert texts
+    # Not as a formula, and without the signs that say so.
+    assert {text._preprocess_math(text.get_text())[1] for text in texts} == {False}
+    assert any(NAME in text._preprocess_math(text.get_text())[0] for text in texts)
+
+
+def test_a_long_name_does_not_make_a_figure_as_wide():
+    figure = plot.image_grid(codes((4, 8, 8, 1)), labels=[0, 1, 0, 1], class_names=["x" * 10**6] * 2, title="y" * 10**6)
+    assert render(figure).shape[1] < 4000
