@@ -36,7 +36,7 @@ def told(value: object) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, np.ndarray | jax.Array):
-        if value.shape == () and not isinstance(value, jax.core.Tracer) and value.dtype.kind in "biufc":
+        if value.shape == () and not isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.number):
             return repr(value.item())
         return f"{value.dtype} of shape {value.shape}"
     try:
@@ -44,7 +44,7 @@ def told(value: object) -> str:
     except Exception:
         # Others' `__repr__` may raise anything, and what is to be told is another fault.
         text = type(value).__name__
-    return text if len(text) <= 100 else f"{text[:80]}… ({type(value).__name__})"
+    return text if len(text) <= 100 else type(value).__name__
 
 
 def traced(*values: object) -> bool:
@@ -62,8 +62,8 @@ def check_integer(name: str, value: Any, least: int = 1, most: int = MOST) -> in
     except TypeError:
         number = None
     if number is None or not least <= number <= most:
-        # Nobody who gives a float or −1 wants to know of the last 32-bit integer.
-        open_ended = most == MOST and (number is None or number < least)
+        # Nobody who gives a float or −1 wants to know of the last 32-bit integer, and the like.
+        open_ended = most >= 1000 and (number is None or number < least)
         raise wrong(name, value, f"an integer {_between(least, None if open_ended else most)}")
     return number
 
@@ -127,7 +127,10 @@ def check_scalar(name: str, value: Any, *, infinite: bool = False) -> Any:
 
 def check_seconds(name: str, value: Any) -> float:
     """A time to wait: a number of seconds, or infinity for never."""
-    return check_number(name, value, least=0, infinite=True, unit="seconds")
+    number = _real(value)
+    if number is None or not number >= 0:
+        raise wrong(name, value, "at least 0 seconds")
+    return number
 
 
 def _real(value: Any) -> float | None:
@@ -151,7 +154,8 @@ def _is_real(dtype: Any) -> bool:
 
 
 def _between(least: float | None, most: float | None) -> str:
-    return f"of at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+    low, high = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (least, most))
+    return f"of at least {low}" if most is None else f"from {low} to {high}"
 
 
 # --- Choices, functions, objects
@@ -168,8 +172,8 @@ def check_choice(name: str, value: Any, choices: Iterable[str], others: str = ""
     """One of a few strings. `others`: what else the caller takes, for the message."""
     known = tuple(choices)
     if not isinstance(value, str) or value not in known:
-        one_of = "one of " if len(known) > 2 else ""
-        shown = ", ".join(map(repr, known)) if one_of or others else " or ".join(map(repr, known))
+        one_of = "one of " if len(known) > 2 or others else ""
+        shown = ", ".join(map(repr, known)) if one_of else " or ".join(map(repr, known))
         raise wrong(name, value, f"{one_of}{shown}" + (f", or {others}" if others else ""))
     return value
 
@@ -178,7 +182,7 @@ def check_option(name: str, value: Any, options: Mapping[str, T], others: str) -
     """What one of a few strings stands for, or a function as it is. `others`: what function it may be."""
     if callable(value) and not isinstance(value, type):
         return value
-    return options[check_choice(name, value, sorted(options), others)]
+    return options[check_choice(name, value, options, others)]
 
 
 def check_text(name: str, value: Any) -> str:
@@ -193,6 +197,84 @@ def check_callable(name: str, value: Any, expected: str) -> Callable[..., Any]:
     if not callable(value) or isinstance(value, type):
         raise wrong(name, value, expected)
     return value
+
+
+def check_outputs(name: str, found: Any, n: int) -> int:
+    """The number of outputs of a network or model that gives `found`, an array or its abstract value, for n inputs."""
+    expected = f"an array ({n}, outputs)"
+    if not hasattr(found, "shape") or not hasattr(found, "dtype"):
+        raise ValueError(f"{name}: got {_of_type(found)} as outputs, expected {expected}")
+    if len(found.shape) != 2 or found.shape[0] != n or found.shape[1] == 0:
+        many = "one input" if n == 1 else f"{n} inputs"
+        raise ValueError(f"{name}: got outputs of shape {found.shape} for {many}, expected {expected}")
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"{name}: got outputs of dtype {found.dtype}, expected floats, such as logits")
+    return int(found.shape[1])
+
+
+def training_error(name: str, error: Exception) -> ValueError | None:
+    """What to say of an error by which flax and Equinox tell that a network was called as it trains; None of others."""
+    if type(error).__name__ not in _AS_IT_TRAINS and "Dropout requires a key" not in str(error):
+        return None
+    return ValueError(
+        f"{name}: got a network that draws random numbers or changes its state ({type(error).__name__}), expected it "
+        "as it is evaluated: without dropout, and with the running averages of batch normalization"
+    )
+
+
+_AS_IT_TRAINS = ("InvalidRngError", "ModifyScopeVariableError", "TraceContextError")
+
+
+def _of_type(value: object) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+@contextlib.contextmanager
+def calling(name: str) -> Iterator[None]:
+    """Call a user's function: what it raises for want of fitting what it is given is a fault of the argument `name`."""
+    try:
+        yield
+    except Exception as error:
+        if (told_already := training_error(name, error)) is not None:
+            raise told_already from error
+        if isinstance(error, _NO_SUCH_FAULTS):
+            raise
+        reason = " ".join(str(error).split())
+        if isinstance(error, ValueError) and reason.startswith(("x: ", f"{name}: ")):
+            # Told at a door behind this one, of an argument of the same name.
+            raise
+        raise ValueError(
+            f"{name}: got one that fails with {type(error).__name__} ({reason[:200]}), expected one that takes "
+            "what it is given"
+        ) from error
+
+
+# The first is of a function of NumPy's arrays, which some callers can use.
+_NO_SUCH_FAULTS = (jax.errors.TracerArrayConversionError, OSError, MemoryError, RuntimeError, ArithmeticError, Warning)
+
+
+def check_call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Trace a user's function without computing anything, and give the shapes of what it returns."""
+    with calling(name):
+        return jax.eval_shape(function, *arguments)
+
+
+def changed(name: str, function: Callable[..., Any], images: Array, *arguments: Any) -> Array:
+    """Call a user's function that is to give images like those that it is given, in compiled code."""
+    with calling(name):
+        found = function(*arguments)
+    if getattr(found, "shape", None) != images.shape or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"{name}: got one that gives {told(found)}, expected images as it is given, {told(images)}")
+    return found
+
+
+def check_optimizer(name: str, optimizer: Any, others: str = "") -> Any:
+    """An optimizer of optax, or what has its two functions. `others`: what else the caller takes, for the message."""
+    parts = (getattr(optimizer, "init", None), getattr(optimizer, "update", None))
+    if isinstance(optimizer, type) or not all(map(callable, parts)):
+        raise wrong(name, optimizer, f"{others}an optax.GradientTransformation such as optax.adam(0.01)")
+    return optimizer
 
 
 def check_instance(name: str, value: Any, kind: type[T], expected: str) -> T:
@@ -241,6 +323,14 @@ def check_array(name: str, value: Any, expected: str = "an array of numbers") ->
     return array
 
 
+def check_real(name: str, value: Any) -> np.ndarray | Array:
+    """An array of real numbers of any kind, in which NaN and infinity may be."""
+    array = check_array(name, value)
+    if not _is_real(array.dtype) and array.dtype != np.bool_:
+        raise ValueError(f"{name}: got dtype {array.dtype}, expected real numbers")
+    return array
+
+
 def check_floats(name: str, value: Any, expected: str = "floats") -> np.ndarray | Array:
     """An array of real floating-point numbers, of any shape."""
     array = check_array(name, value, f"an array of {expected}")
@@ -286,56 +376,16 @@ def check_finite(name: str, value: Any, expected: str = "finite numbers") -> np.
 
 
 def check_square(name: str, value: Any) -> np.ndarray:
-    """A Gram matrix on the host: finite numbers (n, n), in float64."""
+    """A Gram matrix on the host: finite numbers (n, n), in float64, symmetric but for rounding."""
     array = check_finite(name, value)
     if array.ndim != 2 or array.shape[0] != array.shape[1]:
         raise ValueError(f"{name}: got shape {array.shape}, expected a square")
+    if np.abs(array - array.T).max() > 1e-3 * np.abs(array).max():
+        raise ValueError(f"{name}: got one that is not symmetric, expected a Gram matrix")
     return array
 
 
 # --- What networks and models give
-
-
-def check_outputs(name: str, found: Any, n: int) -> int:
-    """The number of outputs of a network or model that gives `found`, an array or its abstract value, for n inputs."""
-    expected = f"an array ({n}, outputs)"
-    if not hasattr(found, "shape") or not hasattr(found, "dtype"):
-        raise ValueError(f"{name}: got {_of_type(found)} as outputs, expected {expected}")
-    if len(found.shape) != 2 or found.shape[0] != n or found.shape[1] == 0:
-        many = "one input" if n == 1 else f"{n} inputs"
-        raise ValueError(f"{name}: got outputs of shape {found.shape} for {many}, expected {expected}")
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise ValueError(f"{name}: got outputs of dtype {found.dtype}, expected floats, such as logits")
-    return int(found.shape[1])
-
-
-def training_error(name: str, error: Exception) -> ValueError | None:
-    """What to say of an error by which flax and Equinox tell that a network was called as it trains; None of others."""
-    if type(error).__name__ not in _AS_IT_TRAINS and "Dropout requires a key" not in str(error):
-        return None
-    return ValueError(
-        f"{name}: got a network that draws random numbers or changes its state ({type(error).__name__}), expected it "
-        "as it is evaluated: without dropout, and with the running averages of batch normalization"
-    )
-
-
-@contextlib.contextmanager
-def calling(name: str) -> Iterator[None]:
-    """Call a network or model; where it is one that trains, the error names the argument."""
-    try:
-        yield
-    except Exception as error:
-        if (told := training_error(name, error)) is not None:
-            raise told from error
-        raise
-
-
-_AS_IT_TRAINS = ("InvalidRngError", "ModifyScopeVariableError", "TraceContextError")
-
-
-def _of_type(value: object) -> str:
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 # --- Paths

@@ -31,6 +31,9 @@ STATIC = {"static": True}
 
 StaxTriple: TypeAlias = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
+# Deeper ones would be traced and compiled for hours, layer by layer.
+MAX_DEPTH = 1000
+
 PARAMETERIZATIONS: tuple[Parameterization, ...] = ("ntk", "standard")
 PADDINGS: tuple[Padding, ...] = ("SAME", "VALID", "CIRCULAR")
 
@@ -390,7 +393,7 @@ class _Builder:
         parameterization: Parameterization,
         width: int,
     ) -> None:
-        check_integer("depth", depth, least)
+        check_integer("depth", depth, least, MAX_DEPTH)
         self.parameterization = parameterization
         self.width = width
         self.dense = Dense(W_std, b_std)

@@ -18,7 +18,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import calling, check_array, check_scalar, traced
+from ntkit._checks import (
+    calling,
+    check_array,
+    check_callable,
+    check_flag,
+    check_integer,
+    check_scalar,
+    check_targets,
+    traced,
+    wrong,
+)
 from ntkit._pytrees import told_apart
 from ntkit.gram import gram as gram_in_blocks
 from ntkit.kernels import Kernel
@@ -137,7 +147,8 @@ def fit(
     check_scalar("ridge", ridge)
     solver = Cholesky() if solver is None else solver
     if not isinstance(solver, Solver):
-        raise ValueError(f"solver: got {solver!r}, expected ntkit.regression.Cholesky() or CG()")
+        raise wrong("solver", solver, "ntkit.regression.Cholesky() or CG()")
+    progress = check_flag("progress", progress)
     if isinstance(solver, CG) and traced(kernel, x, y, ridge, gram):
         raise ValueError("solver: got CG inside jit, grad or vmap, expected Cholesky() there")
     if isinstance(solver, Cholesky) and mesh is not None:
@@ -199,13 +210,15 @@ def accuracy(
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the model's outputs are not finite.
     """
-    x, labels = np.asarray(x), np.asarray(labels)
+    x, labels = np.asarray(check_array("x", x)), np.asarray(check_array("labels", labels, "integer classes (n,)"))
+    if x.ndim == 0:
+        raise wrong("x", x, "inputs (n, …)")
     if labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels: got {labels.dtype} of shape {labels.shape}, expected integers of shape ({len(x)},)")
     if len(x) == 0:
         raise ValueError("x: got no inputs, expected at least one")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}, expected an integer of at least 1")
+    batch_size = check_integer("batch_size", batch_size)
+    check_callable("model", model, "a callable from inputs to outputs")
     correct = 0
     for start in range(0, len(x), batch_size):
         batch = x[start : start + batch_size]
@@ -324,12 +337,8 @@ def _spectrum(gram: Array) -> tuple[_Spectrum, Array]:
 
 def check_training_set(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
     """Give inputs and targets as arrays, or raise `ValueError` that names what is wrong with them."""
-    x, y = check_inputs("x", x), jnp.asarray(y)
-    if y.ndim != 2 or y.shape[0] != x.shape[0] or y.shape[1] == 0:
-        raise ValueError(f"y: got shape {y.shape}, expected ({x.shape[0]}, outputs), one row of targets per input")
-    if not jnp.issubdtype(y.dtype, jnp.floating):
-        raise ValueError(f"y: got dtype {y.dtype}, expected floats (ntkit.data.one_hot makes them of labels)")
-    return x, y
+    x = check_inputs("x", x)
+    return x, jnp.asarray(check_targets("y", y, len(x)))
 
 
 def _check_finite(what: str, values: Array | np.ndarray) -> None:

@@ -273,7 +273,7 @@ def test_a_predictor_is_a_pytree() -> None:
         (lambda: regression.fit(ERF, X, Y[:5]), r"y: got shape \(5, 2\), expected \(6, outputs\)"),
         (lambda: regression.fit(ERF, X, Y[:, 0]), r"y: got shape \(6,\), expected"),
         (lambda: regression.fit(ERF, X, Y[:, :0]), r"y: got shape \(6, 0\), expected"),
-        (lambda: regression.fit(ERF, X, np.ones((6, 2), int)), "y: got dtype int32, expected floats"),
+        (lambda: regression.fit(ERF, X, np.ones((6, 2), int)), "y: got dtype int64, expected floats"),
         (lambda: regression.fit(ERF, X.astype(int), Y), "x: got dtype int64, expected floats"),
         (lambda: regression.fit(ERF, X[0], Y), r"x: got shape \(3,\), expected"),
         (lambda: regression.fit(ntkit.fc(1), X, Y), "kernel: got Architecture, expected an ntkit"),

@@ -11,15 +11,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._checks import check_callable, check_choice, check_named, wrong
 from ntkit._pytrees import as_pytree, told_apart
-from ntkit.attacks.apgd import apgd
+from ntkit.attacks.apgd import apgd, check_apgd_loss
 from ntkit.attacks.autoattack import autoattack
 from ntkit.attacks.balls import Ball, check_ball
 from ntkit.attacks.fab import fab
-from ntkit.attacks.gradient import fgsm, pgd
-from ntkit.attacks.problem import Bounds, Model
+from ntkit.attacks.gradient import check_loss, fgsm, pgd
+from ntkit.attacks.problem import Bounds, Model, check_options
 from ntkit.attacks.square import square
 from ntkit.data import Preprocessing
+from ntkit.data.preprocess import check_preprocessing
 
 ATTACKS: dict[str, Callable[..., Array]] = {
     "fgsm": fgsm,
@@ -45,9 +47,10 @@ class Preprocessed:
     preprocessing: Preprocessing
 
     def __post_init__(self) -> None:
-        # A plain function becomes a pytree here. What unflattening makes of one, and None, stay as they are.
-        if callable(self.model):
-            object.__setattr__(self, "model", as_pytree(self.model))
+        check_callable("model", self.model, "a callable from preprocessed images to outputs")
+        check_preprocessing("preprocessing", self.preprocessing)
+        # A plain function becomes a pytree here.
+        object.__setattr__(self, "model", as_pytree(self.model))
 
     def __call__(self, x: Float[Array, "n ..."]) -> Float[Array, "n outputs"]:
         """Give the outputs for images of pixels."""
@@ -76,13 +79,16 @@ class Adversary:
     options: tuple[tuple[str, Any], ...]
 
     def __init__(self, attack: str, ball: Ball, *, bounds: Bounds = (0, 1), **options: Any) -> None:
-        if attack not in ATTACKS:
-            raise ValueError(f"attack: got {attack!r}, expected one of {sorted(ATTACKS)}")
+        check_choice("attack", attack, sorted(ATTACKS))
         check_ball(ball, bounds)
         known = [name for name in inspect.signature(ATTACKS[attack]).parameters if name not in _OTHERS]
         for name in options:
             if name not in known:
                 raise ValueError(f"{name}: got it for {attack!r}, expected one of its options: {', '.join(known)}")
+        check_options(**{name: value for name, value in options.items() if name != "loss"})
+        if "loss" in options:
+            check = check_apgd_loss if attack == "apgd" else check_loss
+            check(options["loss"])
         values = (attack, ball, (bounds[0], bounds[1]), tuple(sorted(options.items())))
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
@@ -107,6 +113,14 @@ class Adversary:
                 f"images: got values from {least:g} to {most:g}, expected pixels within the adversary's bounds "
                 f"{self.bounds}; give the model's preprocessing as preprocessing="
             )
+
+
+def check_adversaries(adversaries: object) -> None:
+    """Raise `ValueError` unless `adversaries` are attacks by their names, or none."""
+    expected = "ntkit.attacks.Adversary values by their names"
+    named = check_named("adversaries", adversaries, expected)
+    if not all(isinstance(adversary, Adversary) for adversary in named.values()):
+        raise wrong("adversaries", adversaries, expected)
 
 
 _OTHERS = ("model", "x", "labels", "ball", "key", "bounds")

@@ -11,12 +11,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import check_choice, check_integer, check_key
+from ntkit._checks import check_choice, check_key
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import Ball, like
 from ntkit.attacks.gradient import ascent
 from ntkit.attacks.losses import Loss, cross_entropy, fooled, likeliest, targeted_dlr
-from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, problem
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_options, problem
 
 # Croce & Hein 2020 (arXiv:2003.01690), section 3: momentum α (eq. 1), the share ρ of steps that must have increased the
 # loss, and the checkpoints, p₁ of the steps and then less by 0.03 each time, but at least 0.06.
@@ -58,14 +58,18 @@ def apgd(
 
     **Raises:** as [`ntkit.attacks.pgd`][].
     """
-    steps, restarts = check_integer("steps", steps), check_integer("restarts", restarts)
-    targets = check_integer("targets", targets)
+    steps, restarts, targets = check_options(steps=steps, restarts=restarts, targets=targets)
     check_key("key", key)
-    check_choice("loss", loss, ("cross_entropy", "targeted_dlr"))
+    check_apgd_loss(loss)
     found = problem(model, x, labels, ball, bounds, batch_size=batch_size)
     aims = min(targets, max(found.outputs, 2) - 1) if loss == "targeted_dlr" else None
     how = _How(ball, (bounds[0], bounds[1]), steps, restarts, aims)
     return found.solve(functools.partial(_apgd, how), key, batch_size)
+
+
+def check_apgd_loss(loss: object) -> None:
+    """Raise `ValueError` unless `loss` is the name of one."""
+    check_choice("loss", loss, ("cross_entropy", "targeted_dlr"))
 
 
 def checkpoints(steps: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import check_callable, check_integer, check_key
+from ntkit._checks import calling, check_key
 from ntkit.attacks.apgd import apgd
 from ntkit.attacks.balls import Ball
 from ntkit.attacks.fab import fab
@@ -20,6 +20,7 @@ from ntkit.attacks.problem import (
     Bounds,
     Model,
     batches,
+    check_options,
     outputs_of,
     problem,
 )
@@ -60,12 +61,8 @@ def autoattack(
 
     **Raises:** as [`ntkit.attacks.pgd`][].
     """
-    steps, queries, targets = (
-        check_integer(name, value) for name, value in (("steps", steps), ("queries", queries), ("targets", targets))
-    )
+    steps, queries, targets, record = check_options(steps=steps, queries=queries, targets=targets, record=record)
     check_key("key", key)
-    if record is not None:
-        check_callable("record", record, "a function of a name and a share")
     found = problem(model, x, labels, ball, bounds, batch_size=batch_size)
     if found.traced:
         raise ValueError("model: got one inside jit, grad or vmap, expected autoattack to be called outside of them")
@@ -73,8 +70,13 @@ def autoattack(
     standing = ~wrong_about(found.model, found.x, found.classes, size)
     adversarial = np.array(found.x)
     labels = np.asarray(labels)
-    record = record or (lambda name, share: None)
-    record("clean", float(np.mean(standing)))
+
+    def record_of(name: str) -> None:
+        if record is not None:
+            with calling("record"):
+                record(name, float(np.mean(standing)))
+
+    record_of("clean")
     stages: dict[str, Callable[..., Array]] = {
         "apgd-ce": functools.partial(apgd, steps=steps),
         "apgd-t": functools.partial(apgd, steps=steps, targets=targets, loss="targeted_dlr"),
@@ -93,7 +95,7 @@ def autoattack(
             wrong = wrong_about(found.model, attacked, found.classes[left], size)
             adversarial[left[wrong]] = np.asarray(attacked)[wrong]
             standing[left[wrong]] = False
-        record(name, float(np.mean(standing)))
+        record_of(name)
     return jnp.asarray(adversarial)
 
 

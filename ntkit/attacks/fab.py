@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import check_integer, check_key, wrong
+from ntkit._checks import check_key, wrong
 from ntkit._loops import fast_in_loops
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
 from ntkit.attacks.losses import fooled, likeliest, logits
-from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, problem
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_options, problem
 
 # Croce & Hein 2020 (arXiv:1907.02044), section 3: overshoot η, bias α toward the image, and backward step β.
 OVERSHOOT = 1.05
@@ -57,8 +57,7 @@ def fab(
 
     **Raises:** as [`ntkit.attacks.pgd`][].
     """
-    steps, restarts = check_integer("steps", steps), check_integer("restarts", restarts)
-    targets = check_integer("targets", targets)
+    steps, restarts, targets = check_options(steps=steps, restarts=restarts, targets=targets)
     check_key("key", key)
     if not isinstance(ball, Linf | L2):
         raise wrong("ball", ball, "ntkit.attacks.Linf(radius) or L2(radius)")

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import check_flag, check_integer, check_key, check_option, check_positive
+from ntkit._checks import check_call, check_key, check_option, told
 from ntkit._loops import fast_in_loops
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import Ball, check_ball, like
 from ntkit.attacks.losses import LOSSES, Loss, fooled
-from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, problem
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_options, problem
 
 
 def fgsm(
@@ -82,13 +82,13 @@ def pgd(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
     """
     check_ball(ball, bounds)
-    steps, restarts = check_integer("steps", steps), check_integer("restarts", restarts)
-    random_start, stop_early = check_flag("random_start", random_start), check_flag("stop_early", stop_early)
-    size = 2.5 * ball.radius / steps if step_size is None else check_positive("step_size", step_size)
+    steps, restarts, step_size = check_options(steps=steps, restarts=restarts, step_size=step_size)
+    random_start, stop_early = check_options(random_start=random_start, stop_early=stop_early)
     if random_start:
         check_key("key", key)
     elif restarts > 1:
         raise ValueError(f"restarts: got {restarts} with random_start=False, expected 1: all would be the same")
+    size = 2.5 * ball.radius / steps if step_size is None else step_size
     several = _Steps(
         ball,
         (bounds[0], bounds[1]),
@@ -134,6 +134,11 @@ class _Steps(NamedTuple):
 
 def _run(model: Model, x: ArrayLike, labels: ArrayLike, how: _Steps, key: Array, batch_size: int) -> Array:
     found = problem(model, x, labels, how.ball, how.bounds, batch_size=batch_size)
+    if how.loss not in LOSSES.values():
+        outputs = jax.ShapeDtypeStruct((len(found.x), found.outputs), found.x.dtype)
+        losses = check_call("loss", how.loss, outputs, found.classes)
+        if not hasattr(losses, "shape") or losses.shape != (len(found.x),):
+            raise ValueError(f"loss: got one that gives {told(losses)}, expected one loss for each image")
     return found.solve(functools.partial(_pgd, how), key, batch_size)
 
 

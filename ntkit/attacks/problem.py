@@ -15,9 +15,13 @@ from jaxtyping import Array, ArrayLike
 from ntkit._checks import (
     calling,
     check_array,
+    check_call,
     check_callable,
+    check_flag,
     check_integer,
+    check_number,
     check_outputs,
+    check_positive,
     traced,
     training_error,
 )
@@ -112,7 +116,7 @@ def problem(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the model's outputs for the images are not
     finite.
     """
-    if bounds is not None:
+    if ball is not None or bounds is not None:
         check_ball(ball, bounds)
     check_images("x", x)
     check_integer("batch_size", batch_size)
@@ -145,6 +149,28 @@ def check_inside(x: Array, bounds: Bounds) -> None:
         )
 
 
+# What the options that attacks share must be. `loss` is each attack's own.
+_OPTIONS: dict[str, Callable[[str, Any], Any]] = {
+    "steps": check_integer,
+    "restarts": check_integer,
+    "targets": check_integer,
+    "queries": check_integer,
+    "batch_size": check_integer,
+    "step_size": lambda name, value: None if value is None else check_positive(name, value),
+    "share": lambda name, value: check_number(name, value, above=0, most=1),
+    "random_start": check_flag,
+    "stop_early": check_flag,
+    "record": lambda name, value: (
+        None if value is None else check_callable(name, value, "a function of a name and a share")
+    ),
+}
+
+
+def check_options(**options: Any) -> list[Any]:
+    """Give the values of an attack's options, or raise `ValueError` that names the first that is not one."""
+    return [_OPTIONS[name](name, value) for name, value in options.items()]
+
+
 @jax.jit
 def outputs_of(model: Any, x: Array) -> Array:
     """Give the outputs of a model that is a pytree, compiled."""
@@ -174,11 +200,11 @@ def _model(model: Any, x: Array) -> tuple[Any, int]:
     compilable = as_pytree(model)
     try:
         # Of a compiled function: another time with a model of this type nothing is traced.
-        with calling("model"):
-            shape = jax.eval_shape(outputs_of, compilable, x)
+        shape = check_call("model", outputs_of, compilable, x)
     except jax.errors.TracerArrayConversionError:
         # It is NumPy inside: what does not ask for gradients can be run on it.
-        found = np.asarray(model(np.asarray(x)))
+        with calling("model"):
+            found = np.asarray(model(np.asarray(x)))
         compilable = _OnHost(ByValue(model), found.shape[-1] if found.ndim else 0)
         shape = jax.ShapeDtypeStruct(found.shape, found.dtype)
     return compilable, check_outputs("model", shape, len(x))

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import check_integer, check_key, check_number, wrong
+from ntkit._checks import check_key, wrong
 from ntkit._loops import fast_in_loops
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
 from ntkit.attacks.losses import fooled, margin
-from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, problem
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_options, problem
 
 # The share of pixels in a square is halved after these queries of 10,000 (Andriushchenko et al. 2020, section 5.1).
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -52,8 +52,7 @@ def square(
 
     **Raises:** as [`ntkit.attacks.pgd`][].
     """
-    queries = check_integer("queries", queries)
-    share = check_number("share", share, above=0, most=1)
+    queries, share = check_options(queries=queries, share=share)
     check_key("key", key)
     if not isinstance(ball, Linf | L2):
         raise wrong("ball", ball, "ntkit.attacks.Linf(radius) or L2(radius)")

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from ntkit._checks import check_batch, check_flag, check_integer, check_key, check_number
+
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
@@ -41,14 +43,10 @@ class Augmentation:
     channel_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rotation <= 180:
-            raise ValueError(f"rotation: got {self.rotation!r}, expected degrees from 0 to 180")
-        if isinstance(self.shift, bool) or not (self.shift >= 0 and self.shift == int(self.shift)):
-            raise ValueError(f"shift: got {self.shift!r}, expected a whole number of pixels, at least 0")
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"flip: got {self.flip!r}, expected True or False")
-        if not 0 <= self.channel_shift < math.inf:
-            raise ValueError(f"channel_shift: got {self.channel_shift!r}, expected a finite number, at least 0")
+        check_number("rotation", self.rotation, least=0, most=180, unit="degrees")
+        check_integer("shift", self.shift, 0)
+        check_flag("flip", self.flip)
+        check_number("channel_shift", self.channel_shift, least=0)
 
     @classmethod
     def objects(cls) -> Augmentation:
@@ -78,9 +76,10 @@ class Augmentation:
 
         **Raises:** `ValueError` if `images` is not of rank 4, not float, or no larger than `shift`.
         """
-        x: Array = jnp.asarray(images)
-        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"images: got {x.dtype} of shape {x.shape}, expected floats (n, height, width, channels)")
+        check_key("key", key)
+        x: Array = jnp.asarray(check_batch("images", images))
+        if x.ndim != 4:
+            raise ValueError(f"images: got shape {x.shape}, expected (n, height, width, channels)")
         n, height, width, _ = x.shape
         if self.shift >= min(height, width):
             raise ValueError(

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from ntkit._checks import check_integer, check_key
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -30,7 +32,8 @@ class Split:
 
     def choice(self, limit: int, key: jax.Array) -> Split:
         """Choose at most `limit` images at random, by a `jax.random` key; they stay in their order."""
-        rows = np.sort(np.asarray(jax.random.permutation(key, len(self)))[:limit])
+        limit = check_integer("limit", limit)
+        rows = np.sort(np.asarray(jax.random.permutation(check_key("key", key), len(self)))[:limit])
         return Split(self.images[rows], self.labels[rows])
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+from ntkit._checks import check_path, wrong
 from ntkit.data._tfds import load_tfds
 from ntkit.data.dataset import Dataset
 from ntkit.data.digits import load_digits
@@ -35,7 +36,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     - `RuntimeError` if TFDS could not download the set (at once where no server answers); the cause is chained.
     """
     if not isinstance(name, str):
-        raise ValueError(f"name: got {name!r}, expected 'digits' or the name of a TensorFlow Datasets (TFDS) set")
+        raise wrong("name", name, "'digits' or the name of a TensorFlow Datasets (TFDS) set")
+    folder = None if data_dir is None else check_path("data_dir", data_dir)
     if name == "digits":
         return load_digits()
-    return load_tfds(name, data_dir)
+    return load_tfds(name, folder)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ntkit._checks import check_array, check_flag, check_floats, check_integers, check_number, traced, wrong
 from ntkit._pytrees import told_apart
 from ntkit.data.checks import check_images
 
@@ -66,8 +67,11 @@ class Preprocessing(abc.ABC):
 
         - `arrays`: those of `to_arrays`, or an open `.npz` file that has them; other keys are ignored.
 
-        **Raises:** `ValueError` if `arrays` lacks a key, or holds another kind of preprocessing.
+        **Raises:** `ValueError` if `arrays` lacks a key, holds another kind of preprocessing, or what no fit gives:
+        NaN, infinity, or a standard deviation of 0.
         """
+        if not isinstance(arrays, Mapping):
+            raise wrong("arrays", arrays, "the mapping that to_arrays() gives, or an open .npz file of it")
         kind = str(arrays["kind"]) if "kind" in arrays else None
         stored = Preprocessing._kinds.get(kind or "")
         if stored is None or not issubclass(stored, cls):
@@ -76,7 +80,10 @@ class Preprocessing(abc.ABC):
         fields = dataclasses.fields(stored)
         if missing := [f.name for f in fields if f.name not in arrays]:
             raise ValueError(f"arrays: got no {missing}, expected all that {kind}.to_arrays() gives")
-        return stored(**{f.name: _restore(f, arrays[f.name]) for f in fields})
+        try:
+            return stored(**{f.name: _restore(f, arrays[f.name]) for f in fields})
+        except ValueError as error:
+            raise ValueError(f"arrays: {error}") from None
 
 
 @told_apart
@@ -86,11 +93,11 @@ class Identity(Preprocessing):
 
     def transform(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
         """`x`, as float32."""
-        return jnp.asarray(x, jnp.float32)
+        return jnp.asarray(check_array("x", x), jnp.float32)
 
     def inverse(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
         """`x`, as float32."""
-        return jnp.asarray(x, jnp.float32)
+        return jnp.asarray(check_array("x", x), jnp.float32)
 
 
 @told_apart
@@ -109,6 +116,9 @@ class Standardize(Preprocessing):
 
     mean: Float[Array, " channels"]
     std: Float[Array, " channels"]
+
+    def __post_init__(self) -> None:
+        _check_moments(self.mean, self.std)
 
     @classmethod
     def fit(cls, images: Float[ArrayLike, "n ..."]) -> Self:
@@ -170,6 +180,18 @@ class ZCA(Preprocessing):
     layer_norm: bool = dataclasses.field(metadata={"static": True})
     regularization: float = dataclasses.field(metadata={"static": True})
 
+    def __post_init__(self) -> None:
+        _check_moments(self.mean, self.std)
+        object.__setattr__(self, "shape", check_integers("shape", self.shape))
+        size = math.prod(self.shape)
+        _check_fitted("whitening", self.whitening, (size, size))
+        _check_fitted("unwhitening", self.unwhitening, (size, size))
+        _check_fitted("norm", self.norm, (), positive=True)
+        if len(self.mean) != self.shape[-1]:
+            raise ValueError(f"shape: got {self.shape}, expected {len(self.mean)} channels as mean has")
+        check_flag("layer_norm", self.layer_norm)
+        check_number("regularization", self.regularization, least=0)
+
     @classmethod
     def fit(cls, images: Float[ArrayLike, "n ..."], regularization: float = 0.1, layer_norm: bool = True) -> Self:
         """The whitening of training images.
@@ -186,8 +208,8 @@ class ZCA(Preprocessing):
         but flat ones, or if `regularization` is negative or not finite.
         """
         x = _training_images(images)
-        if not (math.isfinite(regularization) and regularization >= 0):
-            raise ValueError(f"regularization: got {regularization!r}, expected a finite number, at least 0")
+        regularization = check_number("regularization", regularization, least=0)
+        layer_norm = check_flag("layer_norm", layer_norm)
         mean, std = _channel_moments(x)
         moment, norm = _second_moment(x, mean, std, layer_norm)
         if not np.trace(moment) > 0:
@@ -201,8 +223,8 @@ class ZCA(Preprocessing):
             unwhitening=jnp.asarray(unwhitening, f32),
             norm=jnp.asarray(norm, f32),
             shape=x.shape[1:],
-            layer_norm=bool(layer_norm),
-            regularization=float(regularization),
+            layer_norm=layer_norm,
+            regularization=regularization,
         )
 
     def transform(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
@@ -226,6 +248,40 @@ class ZCA(Preprocessing):
         x = _batch_of(x, self.shape)
         z = _product(x.reshape(*x.shape[: x.ndim - len(self.shape)], -1), self.unwhitening)
         return (self.norm * z).reshape(x.shape) * self.std + self.mean
+
+
+def _check_moments(mean: Any, std: Any) -> None:
+    count = np.shape(check_floats("mean", mean))
+    if len(count) != 1 or count == (0,):
+        raise ValueError(f"mean: got shape {count}, expected (channels,)")
+    _check_fitted("mean", mean, count)
+    _check_fitted("std", std, count, positive=True)
+
+
+def _check_fitted(name: str, value: Any, shape: tuple[int, ...], *, positive: bool = False) -> None:
+    """Raise `ValueError` unless a fitted array is finite, and above 0 where it divides; but for a traced one."""
+    array = check_floats(name, value)
+    if array.shape != shape:
+        raise ValueError(f"{name}: got shape {array.shape}, expected {shape}")
+    if not traced(array):
+        bad = ~np.isfinite(np.asarray(array)) | (positive & (np.asarray(array) <= 0))
+        if bad.any():
+            expected = "finite numbers above 0" if positive else "finite numbers"
+            raise ValueError(f"{name}: got {np.asarray(array)[bad][0]:g}, expected {expected}")
+
+
+def check_preprocessing(name: str, preprocessing: Any, shape: tuple[int, ...] | None = None) -> Preprocessing:
+    """Give a preprocessing, fitted on inputs of a shape; `ValueError` for anything else, such as the class of one."""
+    if not isinstance(preprocessing, Preprocessing):
+        raise wrong(name, preprocessing, "one of ntkit.data, such as Standardize, fitted")
+    if shape is not None:
+        try:
+            jax.eval_shape(preprocessing.transform, jax.ShapeDtypeStruct(shape, jnp.float32))
+        except ValueError:
+            raise ValueError(
+                f"{name}: got one fitted on other inputs, expected one for inputs of shape {shape}"
+            ) from None
+    return preprocessing
 
 
 def _training_images(images: Any) -> np.ndarray:
@@ -293,7 +349,7 @@ def _product(z: Float[Array, "*batch d"], matrix: Float[Array, "d d"]) -> Float[
 
 def _batch_of(x: Any, shape: tuple[int, ...]) -> Array:
     """`x` as float32, its trailing axes checked against those that the preprocessing was fitted on."""
-    x = jnp.asarray(x, jnp.float32)
+    x = jnp.asarray(check_array("x", x), jnp.float32)
     if x.shape[max(x.ndim - len(shape), 0) :] != shape:
         expected = ", ".join(["…", *map(str, shape)])
         raise ValueError(f"x: got shape {x.shape}, expected ({expected}) as what it was fitted on")
@@ -302,7 +358,7 @@ def _batch_of(x: Any, shape: tuple[int, ...]) -> Array:
 
 def _restore(field: dataclasses.Field[Any], value: Any) -> Any:
     """A stored array as what the field holds: a JAX array, or a plain Python value where it is static."""
-    value = np.asarray(value)
+    value = np.asarray(check_array(field.name, value))
     if not field.metadata.get("static"):
         return jnp.asarray(value)
     return tuple(value.tolist()) if value.ndim else value.item()

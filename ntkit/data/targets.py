@@ -1,11 +1,10 @@
 """Regression targets from class labels."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._checks import check_flag, check_integer
 from ntkit.data.checks import check_labels
 
 
@@ -26,12 +25,8 @@ def one_hot(labels: Int[ArrayLike, " n"], num_classes: int, *, centred: bool = T
 
     **Raises:** `ValueError` if `num_classes` is not a positive integer, or `labels` are not such classes.
     """
-    try:
-        classes = operator.index(num_classes)
-    except TypeError:
-        classes = 0
-    if classes < 1:
-        raise ValueError(f"num_classes: got {num_classes!r}, expected a positive integer")
+    classes = check_integer("num_classes", num_classes)
+    check_flag("centred", centred)
     check_labels("labels", labels, None, classes)
     targets = jax.nn.one_hot(jnp.asarray(labels), classes, dtype=jnp.float32)
     return targets - 1.0 / classes if centred else targets

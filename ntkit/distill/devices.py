@@ -107,9 +107,9 @@ class Devices:
         sharding = NamedSharding(self.mesh, PartitionSpec())
 
         def copy(leaf: Array | np.ndarray) -> Array:
-            if is_key(leaf):
+            if isinstance(leaf, jax.Array) and is_key(leaf):
                 return jax.random.wrap_key_data(copy(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-            array = np.asarray(leaf)
+            array = np.asarray(leaf if isinstance(leaf, jax.Array | np.ndarray) else jnp.asarray(leaf))
             # A copy, since on a CPU JAX may take the memory as it is, and a dispatch gives it away.
             return jax.make_array_from_callback(array.shape, sharding, lambda index: np.array(array[index]))
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ntkit._checks import check_file, check_finite, check_named, check_path, check_targets, wrong
+from ntkit.data import check_images
 from ntkit.kernels import Kernel
 from ntkit.runs import atomic_write
 
@@ -41,18 +43,15 @@ class Distilled:
     kernel: Kernel | tuple[Kernel, ...] | None = None
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
-        fits = images.ndim in (2, 4) and labels.ndim == 2 and len(images) == len(labels)
-        if not fits or 0 in (*images.shape, *labels.shape):
-            raise ValueError(
-                f"images, labels: got shapes {images.shape} and {labels.shape}, expected (n, height, width, channels) "
-                "or (n, d) and (n, classes), none of them 0"
-            )
-        for name, values in (("images", images), ("labels", labels)):
-            if not np.issubdtype(values.dtype, np.floating):
-                raise ValueError(f"{name}: got {values.dtype}, expected floats")
-            if not np.all(np.isfinite(values)):
-                raise ValueError(f"{name}: got NaN or infinity, expected finite values")
+        check_images("images", self.images)
+        check_finite("labels", check_targets("labels", self.labels, len(self.images)))
+        for name in ("images", "labels"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        check_named("history", self.history, "columns by their names")
+        check_named("metadata", self.metadata, "a mapping that JSON can hold")
+        kernels = self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)
+        if self.kernel is not None and not (kernels and all(isinstance(kernel, Kernel) for kernel in kernels)):
+            raise wrong("kernel", self.kernel, "an ntkit.Kernel, a tuple of them, or None")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an `.npz` with the arrays `images` and `labels` and the JSON text `metadata`.
@@ -61,6 +60,7 @@ class Distilled:
 
         **Raises:** `OSError` if the path cannot be written; `TypeError` if the metadata has no JSON form.
         """
+        check_path("path", path)
         history = {name: np.asarray(column).tolist() for name, column in self.history.items()}
         text = json.dumps({"format": 1, "history": history, **self.metadata})
         with atomic_write(path) as file:
@@ -75,9 +75,7 @@ class Distilled:
         **Raises:** `FileNotFoundError` if there is no such file; `ValueError` if it is truncated, not an `.npz`, or
         holds something else: the message says what.
         """
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"path: got {str(path)!r}, which does not exist, expected an .npz file")
+        path = check_file("path", path, "an .npz of images and labels")
         try:
             return _read(path)
         # A damaged or hostile file can make zipfile, zlib, NumPy and json raise nearly anything.

@@ -14,8 +14,20 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit import attacks, regression
+from ntkit._checks import (
+    MOST,
+    changed,
+    check_callable,
+    check_flag,
+    check_integer,
+    check_key,
+    check_number,
+    check_optimizer,
+    wrong,
+)
 from ntkit._pytrees import as_pytree, told_apart
 from ntkit.data import Preprocessing, one_hot
+from ntkit.data.preprocess import check_preprocessing
 from ntkit.distill.batches import ClassIndex
 from ntkit.distill.devices import Devices
 from ntkit.distill.distilled import Distilled
@@ -23,6 +35,7 @@ from ntkit.distill.losses import Loss, check_loss
 from ntkit.distill.support import Init, check_data_set, initial_support
 from ntkit.kernels import Kernel
 from ntkit.runs import Loop, Run, columns
+from ntkit.runs.loop import check_record, check_session
 
 if TYPE_CHECKING:
     import optax
@@ -116,29 +129,34 @@ def kip(
     with a `run`, saved. With several processes each of these is raised in all, or a `RuntimeError` that names the
     process that failed.
     """
-    family = (kernel,) if isinstance(kernel, Kernel) else tuple(kernel)
-    if not family or not all(isinstance(member, Kernel) for member in family):
-        raise ValueError(f"kernel: got {kernel!r}, expected an ntkit.Kernel or a sequence of them")
+    family = (kernel,) if isinstance(kernel, Kernel) else kernel
+    if not isinstance(family, list | tuple) or not family or not all(isinstance(each, Kernel) for each in family):
+        raise wrong("kernel", kernel, "an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1)), or several in a list")
+    family = tuple(family)
     images, labels, num_classes = check_data_set(images, labels, num_classes)
-    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
-        raise ValueError(f"preprocessing: got {preprocessing!r}, expected one of ntkit.data, such as Standardize")
+    if preprocessing is not None:
+        check_preprocessing("preprocessing", preprocessing, images.shape[1:])
+    for name, function in (("augment", augment), ("adversary", adversary), ("evaluate", evaluate)):
+        if function is not None:
+            check_callable(name, function, "a function, or None")
     if isinstance(adversary, attacks.Adversary):
         adversary.check_pixels(images)
-    _at_least(1, per_class=per_class, log_every=log_every)
-    _at_least(0, steps=steps)
-    if not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
-        raise ValueError(f"ridge: got {ridge!r}, expected a finite number of at least 0")
-    if not (np.ndim(checkpoint_every) == 0 and checkpoint_every >= 0):
-        raise ValueError(f"checkpoint_every: got {checkpoint_every!r}, expected at least 0 seconds")
+    per_class = check_integer("per_class", per_class, 1, MOST // num_classes)
+    steps = check_integer("steps", steps, 0)
+    check_key("key", key)
+    check_flag("learn_labels", learn_labels)
+    check_flag("learn_kernel", learn_kernel)
+    ridge = check_number("ridge", ridge, least=0)
+    check_session(log_every, run, checkpoint_every, show_progress)
     devices = Devices.of(mesh)
     support_size = per_class * num_classes
     algorithm = _Algorithm(
         optimizer=_optimizer(optimizer),
-        loss=check_loss(loss),
+        loss=check_loss(loss, num_classes, images.dtype),
         target_batch=_batch_size("target_batch", target_batch, len(images)),
         support_batch=_batch_size("support_batch", support_batch, support_size),
         augment=augment,
-        ridge=float(ridge),
+        ridge=ridge,
         devices=devices,
     )
     key_support, key_steps = jax.random.split(key)
@@ -281,7 +299,7 @@ def _step(algorithm: _Algorithm, fixed: _Fixed, state: _State) -> _State:
         chosen = fixed.by_class.draw(keys[0], algorithm.target_batch)
         images, targets, labels = images[chosen], targets[chosen], labels[chosen]
     if algorithm.augment is not None:
-        images = algorithm.augment(keys[1], images)
+        images = changed("augment", algorithm.augment, images, keys[1], images)
     parameters, optimizer_state, constant = state.learned, state.optimizer, fixed.constant
     if algorithm.support_batch is not None:
         rows = fixed.support_by_class.draw(keys[2], algorithm.support_batch)
@@ -301,7 +319,8 @@ def _step(algorithm: _Algorithm, fixed: _Fixed, state: _State) -> _State:
             model: Model = predictor(lax.stop_gradient(parameters), index)
             if fixed.preprocessing is not None:
                 model = attacks.Preprocessed(model, fixed.preprocessing)
-            batch = lax.stop_gradient(fixed.adversary(model, batch, classes, algorithm.devices.own_key(keys[4])))
+            key = algorithm.devices.own_key(keys[4])
+            batch = lax.stop_gradient(changed("adversary", fixed.adversary, batch, model, batch, classes, key))
         if fixed.preprocessing is not None:
             batch = fixed.preprocessing.transform(batch)
         fitted = predictor(parameters, index)
@@ -410,7 +429,7 @@ class _Records:
             model = regression.fit(
                 parameters["kernels"][0], parameters["images"], parameters["labels"], self.algorithm.ridge
             )
-            record |= {name: float(value) for name, value in self.evaluate(model).items()}
+            record |= check_record("evaluate", self.evaluate, model)
         if not self.warned and record["ridge"] > self.algorithm.ridge * (1 + 1e-5):
             regression.warn_of_ridge(self.algorithm.ridge, record["ridge"])
             self.warned = True
@@ -418,11 +437,7 @@ class _Records:
 
 
 def _optimizer(optimizer: optax.GradientTransformation | None) -> optax.GradientTransformation:
-    if optimizer is None:
-        return _default_optimizer()
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise ValueError(f"optimizer: got {optimizer!r}, expected an optax.GradientTransformation")
-    return optimizer
+    return _default_optimizer() if optimizer is None else check_optimizer("optimizer", optimizer)
 
 
 @functools.cache
@@ -437,11 +452,5 @@ def _batch_size(name: str, size: int | None, whole: int) -> int | None:
     """Give the size of a batch, or None where it is everything."""
     if size is None:
         return None
-    _at_least(1, **{name: size})
-    return None if size >= whole else int(size)
-
-
-def _at_least(least: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
+    size = check_integer(name, size)
+    return None if size >= whole else size

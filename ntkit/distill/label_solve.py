@@ -8,11 +8,14 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
 from ntkit import regression
+from ntkit._checks import check_integer, check_number
 from ntkit.data import one_hot
 from ntkit.distill.distilled import Distilled
 from ntkit.distill.support import check_data_set, in_jax_precision
 from ntkit.gram import gram as gram_in_blocks
+from ntkit.gram.devices import check_mesh
 from ntkit.kernels import Kernel
+from ntkit.kernels.base import check_kernel
 
 
 def label_solve(
@@ -50,16 +53,15 @@ def label_solve(
     """
     from scipy.linalg import lstsq
 
-    if not isinstance(kernel, Kernel):
-        raise ValueError(f"kernel: got {kernel!r}, expected an ntkit.Kernel")
+    check_kernel("kernel", kernel)
     images, labels, num_classes = check_data_set(images, labels, num_classes)
     support = jnp.asarray(in_jax_precision("support_images", support_images), images.dtype)
     if support.shape[1:] != images.shape[1:]:
         raise ValueError(f"support_images: got images of shape {support.shape[1:]}, expected {images.shape[1:]}")
-    if not (np.ndim(ridge) == 0 and np.isfinite(ridge) and ridge >= 0):
-        raise ValueError(f"ridge: got {ridge!r}, expected a finite number of at least 0")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}, expected an integer of at least 1")
+    ridge = check_number("ridge", ridge, least=0)
+    batch_size = check_integer("batch_size", batch_size)
+    if mesh is not None:
+        check_mesh(mesh)
     targets = np.asarray(one_hot(labels, num_classes), np.float64)
     if mesh is None:
         cross = np.empty((len(images), len(support)))

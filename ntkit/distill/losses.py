@@ -7,7 +7,10 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from ntkit._checks import check_call, check_option, told
 
 Loss: TypeAlias = Callable[[Array, Array], Array]
 
@@ -39,10 +42,11 @@ def cross_entropy(
 LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": cross_entropy}
 
 
-def check_loss(loss: str | Loss) -> Loss:
-    """Give the loss of a name, or a function as it is; `ValueError` for anything else."""
-    if callable(loss):
-        return loss
-    if not isinstance(loss, str) or loss not in LOSSES:
-        raise ValueError(f"loss: got {loss!r}, expected one of {', '.join(map(repr, LOSSES))}, or a function")
-    return LOSSES[loss]
+def check_loss(loss: str | Loss, classes: int, dtype: np.dtype) -> Loss:
+    """Give the loss of a name, or a function as it is if it gives a scalar; `ValueError` for anything else."""
+    chosen = check_option("loss", loss, LOSSES, "a function of predictions and targets")
+    outputs = jax.ShapeDtypeStruct((2, classes), dtype)
+    found = check_call("loss", chosen, outputs, outputs)
+    if getattr(found, "shape", None) != ():
+        raise ValueError(f"loss: got one that gives {told(found)}, expected a scalar")
+    return chosen

@@ -12,16 +12,19 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit import regression
-from ntkit._checks import check_integer, check_key, check_number, check_positive, check_seconds
+from ntkit._checks import check_array, check_integer, check_key, check_number, check_positive, wrong
 from ntkit._pytrees import told_apart
 from ntkit.attacks.balls import Ball, check_ball
 from ntkit.attacks.problem import Bounds
 from ntkit.data import Preprocessing, check_labels, one_hot
+from ntkit.data.preprocess import check_preprocessing
 from ntkit.distill.batches import ClassIndex
 from ntkit.distill.losses import Loss, check_loss
 from ntkit.distill.support import check_data_set, in_jax_precision
 from ntkit.kernels import Kernel
+from ntkit.kernels.base import check_kernel
 from ntkit.runs import Loop, Run
+from ntkit.runs.loop import check_session
 
 
 def ntga(
@@ -87,8 +90,7 @@ def ntga(
     gradient is zero at all images of a block; `Interrupted` (a `KeyboardInterrupt`) on Ctrl-C or SIGTERM, after the
     step was finished and, with a `run`, saved.
     """
-    if not isinstance(kernel, Kernel):
-        raise ValueError(f"kernel: got {kernel!r}, expected an ntkit.Kernel")
+    check_kernel("kernel", kernel)
     check_ball(ball, bounds)
     images, labels, num_classes = check_data_set(images, labels, num_classes)
     _check_pixels("images", images, bounds)
@@ -98,16 +100,16 @@ def ntga(
     step_size = 1.1 * ball.radius / steps if step_size is None else check_positive("step_size", step_size)
     if target_batch is not None:
         target_batch = check_integer("target_batch", target_batch)
-    check_seconds("checkpoint_every", checkpoint_every)
-    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
-        raise ValueError(f"preprocessing: got {preprocessing!r}, expected one of ntkit.data, such as Standardize")
+    check_session(1, run, checkpoint_every, show_progress)
+    if preprocessing is not None:
+        check_preprocessing("preprocessing", preprocessing, images.shape[1:])
     clean, classes = images, labels
     if validation is not None:
         clean, classes = _check_validation(validation, images, num_classes, bounds)
     how = _How(
         ball=ball,
         bounds=(bounds[0], bounds[1]),
-        loss=check_loss(loss),
+        loss=check_loss(loss, num_classes, images.dtype),
         target_batch=None if target_batch is None or target_batch >= len(clean) else target_batch,
     )
     key_blocks, key_steps = jax.random.split(key)
@@ -241,12 +243,13 @@ def _check_validation(
     validation: object, images: np.ndarray, num_classes: int, bounds: Bounds
 ) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(validation, tuple | list) or len(validation) != 2:
-        raise ValueError(f"validation: got {type(validation).__name__}, expected (images, labels)")
-    clean, classes = in_jax_precision("validation", validation[0]), np.asarray(validation[1])
+        raise wrong("validation", validation, "(images, labels)")
+    clean, classes = in_jax_precision("validation", validation[0]), check_array("validation", validation[1], "labels")
     if clean.shape[1:] != images.shape[1:]:
         raise ValueError(f"validation: got images of shape {clean.shape[1:]}, expected {images.shape[1:]} as in images")
     _check_pixels("validation", clean, bounds)
     check_labels("validation", classes, len(clean), num_classes)
+    classes = np.asarray(classes)
     if len(absent := np.setdiff1d(np.arange(num_classes), classes)):
         raise ValueError(
             f"validation: got no examples of class {absent[0]} of {num_classes}, expected some of each class"

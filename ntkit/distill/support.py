@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from ntkit._checks import check_array, check_choice, check_integer
 from ntkit.data import check_images, check_labels, one_hot
 
 Init: TypeAlias = "Literal['real', 'noise'] | np.ndarray | jax.Array"
@@ -27,19 +28,18 @@ def check_data_set(images: ArrayLike, labels: ArrayLike, num_classes: int | None
 
     **Raises:** `ValueError` for images or labels of wrong shape, dtype or value, or a class without examples.
     """
-    images, labels = in_jax_precision("images", images), np.asarray(labels)
+    images, labels = in_jax_precision("images", images), np.asarray(check_array("labels", labels, "integer classes"))
     check_labels("labels", labels, len(images), np.iinfo(np.int32).max)
     if num_classes is None:
         num_classes = int(labels.max()) + 1
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 1:
-        raise ValueError(f"num_classes: got {num_classes!r}, expected an integer of at least 1")
+    num_classes = check_integer("num_classes", num_classes)
     check_labels("labels", labels, len(images), num_classes)
     # Not bincount, whose memory is that of the largest label.
     present = np.unique(labels)
     if len(present) < num_classes:
         absent = next((at for at, label in enumerate(present) if at != label), len(present))
         raise ValueError(f"labels: got no examples of class {absent} of {num_classes}, expected some of each")
-    return images, labels, int(num_classes)
+    return images, labels, num_classes
 
 
 def in_jax_precision(name: str, images: ArrayLike) -> np.ndarray:
@@ -71,30 +71,27 @@ def initial_support(
 
     **Raises:** `ValueError` that names the argument that does not fit, a class with too few examples among them.
     """
+    shape = (per_class * num_classes, *images.shape[1:])
+    if isinstance(init, str) and check_choice("init", init, ("real", "noise"), "an array of images") == "real":
+        chosen = _real(images, labels, num_classes, per_class, key)
+    elif isinstance(init, str):
+        chosen = images.mean() + images.std() * np.asarray(jax.random.normal(key, shape))
+    else:
+        chosen = in_jax_precision("init", init)
+        if chosen.shape != shape:
+            raise ValueError(f"init: got images of shape {chosen.shape}, expected {shape}: {per_class} of each class")
     classes = np.repeat(np.arange(num_classes), per_class)
-    targets = np.asarray(one_hot(classes, num_classes))
-    if isinstance(init, str):
-        if init == "real":
-            return Support(_real(images, labels, num_classes, per_class, key), targets, classes)
-        if init == "noise":
-            noise = np.asarray(jax.random.normal(key, (len(classes), *images.shape[1:])))
-            return Support((images.mean() + images.std() * noise).astype(images.dtype), targets, classes)
-        raise ValueError(f"init: got {init!r}, expected 'real', 'noise' or an array of images")
-    check_images("init", init)
-    given = np.asarray(init)
-    expected = (len(classes), *images.shape[1:])
-    if given.shape != expected:
-        raise ValueError(f"init: got images of shape {given.shape}, expected {expected}: {per_class} of each class")
-    return Support(in_jax_precision("init", given).astype(images.dtype), targets, classes)
+    return Support(chosen.astype(images.dtype), np.asarray(one_hot(classes, num_classes)), classes)
 
 
 def _real(images: np.ndarray, labels: np.ndarray, num_classes: int, per_class: int, key: jax.Array) -> np.ndarray:
+    counts = np.bincount(labels, minlength=num_classes)
+    if len(few := np.flatnonzero(counts < per_class)):
+        raise ValueError(
+            f"per_class: got {per_class}, expected at most {counts[few[0]]}: class {few[0]} has no more examples"
+        )
     chosen = []
     for label, class_key in enumerate(jax.random.split(key, num_classes)):
         members = np.flatnonzero(labels == label)
-        if len(members) < per_class:
-            raise ValueError(
-                f"per_class: got {per_class}, expected at most {len(members)}: class {label} has no more examples"
-            )
         chosen.append(np.asarray(jax.random.permutation(class_key, members))[:per_class])
     return images[np.concatenate(chosen)]

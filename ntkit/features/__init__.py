@@ -1,11 +1,12 @@
 """What a kernel sees: the features of its eigenvectors, how useful and how robust they are, and its spectrum."""
 
-from ntkit.features.dimension import intrinsic_dimension
+from ntkit.features.dimension import CopiesWarning, intrinsic_dimension
 from ntkit.features.eigen import EigenFeatures, RankWarning, eigenfeatures
 from ntkit.features.images import gradient_images
 from ntkit.features.measures import Measure, robustness, usefulness
 from ntkit.features.scores import Scores, nngp_accuracy, scores
 from ntkit.features.spectra import (
+    SpectrumWarning,
     alignment,
     concentration,
     condition_number,
@@ -18,10 +19,12 @@ from ntkit.features.spectra import (
 from ntkit.features.sweep import Sweep, sweep
 
 __all__ = [
+    "CopiesWarning",
     "EigenFeatures",
     "Measure",
     "RankWarning",
     "Scores",
+    "SpectrumWarning",
     "Sweep",
     "alignment",
     "concentration",

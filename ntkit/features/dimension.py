@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
+
+from ntkit._checks import check_finite, check_integers
+
+
+class CopiesWarning(UserWarning):
+    """Some images are copies of others, and count once."""
 
 
 def intrinsic_dimension(
@@ -21,29 +28,34 @@ def intrinsic_dimension(
 
     **Returns:** the estimate for each k.
 
+    **Warns:** [`CopiesWarning`][] if some images are copies of others. Each counts once: between copies there is no
+    distance to take a logarithm of, and a copy would take the place of a neighbour.
+
     **Raises:** `ValueError` that names the argument, also if so many images are equal that it is not defined.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    points = np.asarray(images, np.float64)
-    points = points.reshape(len(points), -1) if points.ndim > 1 else points
-    if points.ndim != 2 or len(points) < 3 or not np.isfinite(points).all():
-        raise ValueError(f"images: got shape {np.shape(images)}, expected at least 3 images of finite numbers")
-    for k in neighbours:
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 2 <= k < len(points):
-            raise ValueError(
-                f"neighbours: got {k!r}, expected integers from 2 to {len(points) - 1}, less than the images"
-            )
-    if not neighbours:
-        raise ValueError("neighbours: got none, expected at least one number")
+    points = check_finite("images", images)
+    if points.ndim < 2 or len(points) < 3:
+        raise ValueError(f"images: got shape {points.shape}, expected at least 3 images")
+    given, points = len(points), np.unique(points.reshape(len(points), -1), axis=0)
+    if len(points) < 3:
+        raise ValueError(f"images: got copies of {len(points)} images alone, expected at least 3 that differ")
+    if len(points) < given:
+        warnings.warn(
+            f"images: {given - len(points)} of {given} are copies of others; they say nothing of a dimension, and are "
+            "left out",
+            CopiesWarning,
+            stacklevel=2,
+        )
+    neighbours = check_integers("neighbours", neighbours, 2, len(points) - 1)
     distances = NearestNeighbors(n_neighbors=max(neighbours)).fit(points).kneighbors()[0]
     found = {}
     for k in neighbours:
         near = distances[:, :k]
-        # Copies of an image say nothing of a dimension.
-        near = near[near[:, 0] > 0]
-        ratios = np.log(near[:, -1:] / near[:, :-1])
-        if len(near) == 0 or ratios.sum() == 0:
-            raise ValueError(f"images: got copies of each other, expected distances that differ for {k} neighbours")
-        found[int(k)] = float(1 / ratios.mean())
+        # Where images differ by next to nothing their distance is 0.
+        ratios = np.log(near[:, -1:] / np.maximum(near[:, :-1], np.finfo(np.float64).tiny))
+        if ratios.sum() == 0:
+            raise ValueError(f"images: got equal distances, expected some that differ for {k} neighbours")
+        found[k] = float(1 / ratios.mean())
     return found

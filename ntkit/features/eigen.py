@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
+from ntkit._checks import check_integer
 from ntkit._pytrees import told_apart
 from ntkit.kernels import Kernel
 from ntkit.kernels._inputs import check_inputs
@@ -66,7 +67,10 @@ class EigenFeatures:
 
         Features of two kernels can be compared by these, on images that neither was decomposed on.
         """
-        return cross_product(self.kernel, check_inputs("x", x), self.support, self.vectors / self.eigenvalues)
+        x = check_inputs("x", x)
+        if x.shape[1:] != self.support.shape[1:]:
+            raise ValueError(f"x: got inputs of shape {x.shape[1:]}, expected {self.support.shape[1:]} as in support")
+        return cross_product(self.kernel, x, self.support, self.vectors / self.eigenvalues)
 
     def __iter__(self) -> Iterator[Predictor]:
         return (self[i] for i in range(len(self)))
@@ -106,14 +110,13 @@ def eigenfeatures(
     """
     x, y = check_training_set(x, y)
     n = len(x)
-    if top is not None and (isinstance(top, bool) or not isinstance(top, int | np.integer) or not 1 <= top <= n):
-        raise ValueError(f"top: got {top!r}, expected an integer from 1 to {n}, the number of inputs, or None")
+    top = None if top is None else check_integer("top", top, 1, n)
     operator = operator_of(kernel, x, gram, mesh, block_size)
     # Lanczos needs some room; without it the full decomposition is the faster one, too.
     if top is None or 2 * top >= n:
         eigenvalues, vectors = _decomposed(np.array(operator.dense(), np.float64))
     else:
-        eigenvalues, vectors = _lanczos(operator, int(top))
+        eigenvalues, vectors = _lanczos(operator, top)
     if not np.isfinite(eigenvalues).all():
         raise FloatingPointError(
             "eigenfeatures: not finite; look for NaN or infinite values in the inputs and the kernel"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._checks import check_key, wrong
 from ntkit.attacks import Adversary
 from ntkit.attacks.losses import fooled
 from ntkit.attacks.problem import BATCH_SIZE, Model, batches, outputs_of, problem
@@ -67,8 +68,8 @@ def robustness(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
     """
     if not isinstance(adversary, Adversary):
-        raise ValueError(f"adversary: got {adversary!r}, expected an ntkit.attacks.Adversary")
-    key = jax.random.key(0) if key is None else key
+        raise wrong("adversary", adversary, "an ntkit.attacks.Adversary")
+    key = jax.random.key(0) if key is None else check_key("key", key)
     found = problem(model, x, labels, adversary.ball, adversary.bounds, gradient=False, batch_size=batch_size)
     attacked = adversary(model, found.x, labels, key, batch_size=batch_size)
     clean, outputs = (_outputs(found.model, images, batch_size) for images in (found.x, attacked))

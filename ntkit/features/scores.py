@@ -11,8 +11,17 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit import regression
-from ntkit._checks import calling, check_outputs
-from ntkit.data import one_hot
+from ntkit._checks import (
+    check_array,
+    check_call,
+    check_callable,
+    check_integer,
+    check_key,
+    check_number,
+    check_outputs,
+    check_square,
+)
+from ntkit.data import check_images, check_labels, one_hot
 from ntkit.features.spectra import condition_number
 
 
@@ -47,9 +56,7 @@ def scores(gram: Float[ArrayLike, "n n"], labels: Int[ArrayLike, " n"]) -> Score
 
     **Raises:** `ValueError` that names the argument.
     """
-    values, labels = np.asarray(gram, np.float64), np.asarray(labels)
-    if values.ndim != 2 or values.shape[0] != values.shape[1] or len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"gram: got shape {values.shape}, expected a square of finite numbers, of 2 images or more")
+    values, labels = check_square("gram", gram), np.asarray(check_array("labels", labels, "classes (n,)"))
     if labels.shape != (len(values),) or len(np.unique(labels)) < 2:
         raise ValueError(f"labels: got shape {labels.shape}, expected ({len(values)},), of two classes at least")
     same = np.where(labels[:, None] == labels[None, :], 1.0, -1.0)
@@ -85,17 +92,24 @@ def nngp_accuracy(
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs are not finite.
     """
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
-        raise ValueError(f"samples: got {samples!r}, expected an integer of at least 1")
+    samples, num_classes = check_integer("samples", samples), check_integer("num_classes", num_classes)
+    ridge = check_number("ridge", ridge, least=0)
+    check_key("key", key)
+    check_callable("draw", draw, "a function of a key and images")
+    check_images("x", x)
+    check_images("new", new)
+    if np.shape(new)[1:] != np.shape(x)[1:]:
+        raise ValueError(f"new: got inputs of shape {np.shape(new)[1:]}, expected {np.shape(x)[1:]} as in x")
+    check_labels("labels", labels, np.shape(x)[0], num_classes)
+    check_labels("truth", truth, np.shape(new)[0], num_classes)
     both = jnp.concatenate([jnp.asarray(x), jnp.asarray(new)])
-    with calling("draw"):
-        check_outputs("draw", jax.eval_shape(draw, key, both), len(both))
+    check_outputs("draw", check_call("draw", draw, key, both), len(both))
     outputs = _drawn(draw, jax.random.split(key, samples), both)
     values = jnp.moveaxis(outputs, 0, -1).reshape(len(both), -1)
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     # Regression with the kernel ⟨·, ·⟩ of what was drawn, centred, since a classifier may have any offset.
     values = (values - values.mean(0)) / jnp.sqrt(values.shape[1])
-    count = len(np.asarray(labels))
+    count = np.shape(x)[0]
     fitted, shown = values[:count], values[count:]
     weights = regression.solve(jnp.matmul(fitted, fitted.T, precision="highest"), one_hot(labels, num_classes), ridge)
     found = np.asarray(jnp.matmul(jnp.matmul(shown, fitted.T, precision="highest"), weights[0], precision="highest"))

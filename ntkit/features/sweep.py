@@ -12,9 +12,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._checks import check_flag, wrong
 from ntkit._loops import fast_in_loops
 from ntkit.attacks import Ball
-from ntkit.attacks.balls import like
+from ntkit.attacks.balls import check_ball, like
 from ntkit.attacks.losses import cross_entropy, fooled
 from ntkit.attacks.problem import Bounds, batches, problem
 from ntkit.features.eigen import EigenFeatures
@@ -66,7 +67,9 @@ def sweep(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
     """
     if not isinstance(features, EigenFeatures) or len(features) == 0:
-        raise ValueError(f"features: got {type(features).__name__}, expected features of ntkit.features.eigenfeatures")
+        raise wrong("features", features, "features of ntkit.features.eigenfeatures")
+    check_ball(ball, bounds)
+    check_flag("show_progress", show_progress)
     found = problem(features[0], x, labels, ball, bounds)
     m, n, k = len(found.x), len(features.support), len(features)
     # As many images at once as fit, and then as many features.

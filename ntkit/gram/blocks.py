@@ -20,6 +20,7 @@ from ntkit.gram.store import Store
 from ntkit.gram.tiles import Tile, Tiling, cut
 from ntkit.kernels import Kernel
 from ntkit.kernels._inputs import check_pair
+from ntkit.kernels.base import check_kernel
 from ntkit.runs.processes import Group
 from ntkit.runs.progress import progress as show_progress
 
@@ -98,10 +99,7 @@ def gram(
     **Warns:** [`StoreWarning`][] if blocks of the store were damaged and are computed again, or if it was begun with
     other versions of packages.
     """
-    if not isinstance(kernel, Kernel):
-        raise ValueError(
-            f"kernel: got {type(kernel).__name__}, expected an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1))"
-        )
+    check_kernel("kernel", kernel)
     x1, x2, dtypes = _check_inputs(x1, x2)
     block_size = None if block_size is None else check_integer("block_size", block_size)
     if mesh is not None:

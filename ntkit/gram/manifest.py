@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ntkit._checks import check_file
 from ntkit.gram.tiles import Tiling
 from ntkit.runs import environment
 from ntkit.runs.files import atomic_write
@@ -41,7 +42,7 @@ def read(directory: Path) -> dict[str, Any] | None:
     """Read a manifest; None if there is none. `ValueError` if it is not one that this version can read."""
     path = directory / "gram.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = check_file("store", path, "a store's manifest").read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

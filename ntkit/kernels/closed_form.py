@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from jaxtyping import Array
 
 from ntkit import _neural_tangents as nt
+from ntkit._checks import check_choice, check_flag, check_integer, wrong
 from ntkit._pytrees import told_apart
 from ntkit.architectures import Architecture, AveragePool, Flatten, GlobalAveragePool, check_gaussian, check_image_shape
 from ntkit.kernels.base import Kernel
@@ -54,24 +55,17 @@ def nngp(
 
 def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pairs: int | None, pallas: bool) -> Kernel:
     if not isinstance(architecture, Architecture):
-        raise ValueError(
-            f"architecture: got {type(architecture).__name__}, expected an ntkit.Architecture such as ntkit.fc(1)"
-        )
+        raise wrong("architecture", architecture, "an ntkit.Architecture such as ntkit.fc(1)")
     check_gaussian(architecture)
-    if engine not in ENGINES:
-        raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
+    check_choice("engine", engine, ENGINES)
     if engine == "fused" and not supports(architecture):
         raise ValueError(f"engine: got 'fused', expected 'auto' or 'neural_tangents' for {architecture.name}")
     fused = engine != "neural_tangents" and supports(architecture)
-    if block_pairs is not None and (
-        not isinstance(block_pairs, int) or isinstance(block_pairs, bool) or block_pairs < 1
-    ):
-        raise ValueError(f"block_pairs: got {block_pairs!r}, expected a positive integer or None")
+    block_pairs = None if block_pairs is None else check_integer("block_pairs", block_pairs)
     if block_pairs is not None and not fused:
-        raise ValueError(f"block_pairs: got {block_pairs}, expected None with the engine 'neural_tangents'")
-    if not isinstance(pallas, bool) or (pallas and not fused):
-        expected = "True or False" if fused else "False with the engine 'neural_tangents'"
-        raise ValueError(f"pallas: got {pallas!r}, expected {expected}")
+        raise wrong("block_pairs", block_pairs, "None with the engine 'neural_tangents'")
+    if check_flag("pallas", pallas) and not fused:
+        raise wrong("pallas", pallas, "False with the engine 'neural_tangents'")
     if fused:
         return FusedKernel(architecture, get, block_pairs, pallas)
     nt.load()  # what is missing is said here, and not inside of a compiled function

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from ntkit._checks import calling, check_array, check_outputs, wrong
+from ntkit._checks import check_array, check_call, check_callable, check_integer, check_outputs, wrong
 from ntkit._loops import fast_in_loops
 from ntkit._pytrees import ByValue, Partly, told_apart, traceable
 from ntkit.kernels._blocks import balanced, divided, each, rectangle, triangle
@@ -52,17 +52,15 @@ def empirical_ntk(apply_fn: Callable[[Any, Array], Array], params: Any, *, outpu
 
     **Raises:** `ValueError` that names the argument.
     """
-    if not callable(apply_fn):
-        raise ValueError(f"apply_fn: got {type(apply_fn).__name__}, expected a function of parameters and inputs")
+    check_callable("apply_fn", apply_fn, "a function of parameters and inputs")
     params = params if _is_of_flax(params) else traceable(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(split(params)[0]):
         if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise wrong(f"params{jax.tree_util.keystr(path)}", leaf, "an array of floats")
     if not jax.tree.leaves(split(params)[0]):
         raise ValueError("params: got no arrays, expected at least one")
-    if output is not None and (isinstance(output, bool) or not isinstance(output, int | np.integer) or output < 0):
-        raise ValueError(f"output: got {output!r}, expected the number of an output, or None for the mean of all")
-    return EmpiricalNTK(params, ByValue(apply_fn), None if output is None else int(output))
+    output = None if output is None else check_integer("output", output, 0)
+    return EmpiricalNTK(params, ByValue(apply_fn), output)
 
 
 @told_apart
@@ -118,8 +116,11 @@ class EmpiricalNTK(Kernel):
     def outputs(self, x: Float[ArrayLike, "n ..."]) -> int:
         """Give the number of outputs that the network has."""
         trained, whole = split(self.params)
-        with calling("apply_fn"):
-            found = jax.eval_shape(lambda p, x: self.network.function(whole(p), x), trained, check_inputs("x", x)[:1])
+
+        def applied(trained: Any, x: Array) -> Any:
+            return self.network.function(whole(trained), x)
+
+        found = check_call("apply_fn", applied, trained, check_inputs("x", x)[:1])
         outputs = check_outputs("apply_fn", found, 1)
         if self.output is not None and self.output >= outputs:
             raise ValueError(f"output: got {self.output}, expected less than the network's {outputs} outputs")

@@ -7,8 +7,9 @@ from typing import Protocol
 
 from jaxtyping import Array
 
+from ntkit._checks import wrong
 from ntkit._pytrees import told_apart
-from ntkit.kernels.base import Kernel, Wrapped
+from ntkit.kernels.base import Kernel, Wrapped, check_kernel
 
 
 class Transform(Protocol):
@@ -27,10 +28,9 @@ def of_pixels(kernel: Kernel, preprocessing: Transform) -> Kernel:
 
     **Raises:** `ValueError` that names the argument.
     """
-    if not isinstance(kernel, Kernel):
-        raise ValueError(f"kernel: got {type(kernel).__name__}, expected an ntkit.Kernel")
-    if not callable(getattr(preprocessing, "transform", None)):
-        raise ValueError(f"preprocessing: got {preprocessing!r}, expected one of ntkit.data, such as Standardize")
+    check_kernel("kernel", kernel)
+    if isinstance(preprocessing, type) or not callable(getattr(preprocessing, "transform", None)):
+        raise wrong("preprocessing", preprocessing, "one of ntkit.data, such as Standardize")
     return PixelKernel(kernel, preprocessing)
 
 

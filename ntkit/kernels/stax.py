@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ntkit._checks import check_callable, wrong
+from ntkit._checks import check_callable, check_choice, wrong
 from ntkit._pytrees import told_apart
 from ntkit.kernels.base import Kernel
 
@@ -28,19 +28,12 @@ def from_stax(kernel_fn: Callable[..., Any], get: Get = "ntk") -> Kernel:
 
     **Raises:** `ValueError` that names the argument.
     """
-    check_get(get)
+    check_choice("get", get, ("ntk", "nngp"))
     try:
         inspect.signature(check_callable("kernel_fn", kernel_fn, KERNEL_FN)).bind(None, None, get)
     except TypeError:
         raise wrong("kernel_fn", kernel_fn, KERNEL_FN) from None
     return StaxKernel(kernel_fn, get)
-
-
-def check_get(get: Get) -> Get:
-    """Raise `ValueError` unless `get` is a kernel that neural-tangents can be asked for."""
-    if get not in ("ntk", "nngp"):
-        raise ValueError(f"get: got {get!r}, expected 'ntk' or 'nngp'")
-    return get
 
 
 @told_apart

@@ -12,12 +12,15 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit import attacks
+from ntkit._checks import check_integers, check_key, wrong
 from ntkit.attacks import Preprocessed
+from ntkit.attacks.adversary import check_adversaries
 from ntkit.data import Identity, Preprocessing, check_images
+from ntkit.data.preprocess import check_preprocessing
 from ntkit.kernels import empirical_ntk
 from ntkit.networks.dynamics import Dynamics
 from ntkit.networks.linearized import linearize
-from ntkit.networks.training import Adversary, Module, TrainedNetwork, initialize, train
+from ntkit.networks.training import Adversary, Module, TrainedNetwork, check_network, initialize, train
 from ntkit.regression import accuracy
 
 
@@ -46,7 +49,7 @@ def checkpoints(
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the training diverged.
     """
-    steps = _steps(at, 1)
+    steps = steps_of("at", at, 1)
     every = math.gcd(*steps)
     seen: list[TrainedNetwork | None] = []
 
@@ -107,7 +110,8 @@ def kernel_dynamics(
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the training diverged.
     """
-    _steps(at, 2)
+    steps_of("at", at, 2)
+    check_images("images", images)
     check_images("sample", sample)
     if np.shape(sample)[1:] != np.shape(images)[1:]:
         raise ValueError(
@@ -164,10 +168,17 @@ def linearized_from(
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if a training diverged.
     """
-    if len(networks) < 2:
-        raise ValueError(f"networks: got {len(networks)}, expected two or more")
-    steps = _steps(tuple(networks), 2)
+    if not isinstance(networks, Mapping) or len(networks) < 2:
+        raise wrong("networks", networks, "two networks or more by their steps")
+    for network in networks.values():
+        check_network("networks", network)
+    steps = steps_of("networks", tuple(networks), 2)
     adversaries = {} if adversaries is None else adversaries
+    check_adversaries(adversaries)
+    check_images("x", x)
+    check_key("key", key)
+    if preprocessing is not None:
+        check_preprocessing("preprocessing", preprocessing, np.shape(x)[1:])
     if "clean" in adversaries:
         raise ValueError("adversaries: got one with the name 'clean', expected another name")
     x = jnp.asarray(x)
@@ -198,12 +209,15 @@ def linearized_from(
     return found
 
 
-def _steps(at: Sequence[int], least: int) -> list[int]:
-    numbers = not any(isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0 for step in at)
-    steps = sorted({int(step) for step in at}) if numbers else []
+def steps_of(name: str, at: Sequence[int], least: int) -> list[int]:
+    """Give numbers of steps in rising order, each once; `ValueError` that names the argument for anything else."""
+    try:
+        steps = sorted(set(check_integers(name, at, 0)))
+    except ValueError:
+        steps = []
     if len(steps) < least or steps[-1] == 0:
         different = "" if least == 1 else "two or more different "
-        raise ValueError(f"at: got {at!r}, expected {different}numbers of steps of at least 0, not 0 alone")
+        raise wrong(name, at, f"{different}numbers of steps of at least 0, not 0 alone")
     return steps
 
 

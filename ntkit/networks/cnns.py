@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
+from ntkit._checks import check_integer
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -64,13 +64,11 @@ def _cnn(
     """Give a network of stages of convolutions (channels, window), scaled to `width` channels in the first."""
     from ntkit.networks._flax import CNN  # flax costs most of a second to import: only who asks for it pays
 
-    for argument, value in (("num_outputs", num_outputs), ("width", width)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{argument}: got {value!r}, expected an integer of at least 1")
+    num_outputs, width = check_integer("num_outputs", num_outputs), check_integer("width", width)
 
     def scaled(count: int) -> int:
         return max(1, round(count * width / stages[0][0][0]))
 
     convolutions = tuple(tuple((scaled(count), window) for count, window in stage) for stage in stages)
     units = None if hidden is None else scaled(hidden)
-    return CNN(convolutions, pools, units, int(num_outputs))
+    return CNN(convolutions, pools, units, num_outputs)

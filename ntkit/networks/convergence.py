@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ntkit.data import Identity, Preprocessing
+from ntkit._checks import check_finite, check_positive, check_targets, wrong
+from ntkit.data import Identity, Preprocessing, check_images
 from ntkit.features import predicted_residuals, residuals
 from ntkit.kernels import Kernel, empirical_ntk
-from ntkit.networks.checkpoints import checkpoints
+from ntkit.kernels.base import check_kernel
+from ntkit.networks.checkpoints import checkpoints, steps_of
 from ntkit.networks.training import Module, initialize
 
 
@@ -76,6 +78,11 @@ def convergence(
     **Raises:** `ValueError` that names the argument, also for a learning rate with which the prediction diverges;
     `FloatingPointError` if the training diverged.
     """
+    check_images("images", images)
+    check_finite("targets", check_targets("targets", targets, np.shape(images)[0]), "finite values")
+    steps_of("at", at, 1)
+    if kernel is not None:
+        check_kernel("kernel", kernel)
     seen_as = Identity() if preprocessing is None else preprocessing
     network = initialize(module, images, key=key, preprocessing=preprocessing)
     shown = seen_as.transform(jnp.asarray(images))
@@ -84,10 +91,9 @@ def convergence(
     values, vectors = values[::-1], vectors[:, ::-1]
     highest = 2 * len(values) / values[0]
     rate = highest / 2 if learning_rate is None else learning_rate
-    if not (np.ndim(rate) == 0 and 0 < rate < highest):
-        raise ValueError(
-            f"learning_rate: got {learning_rate!r}, expected a number above 0 and below {highest:g}, 2 n over the "
-            "kernel's largest eigenvalue"
+    if not check_positive("learning_rate", rate) < highest:
+        raise wrong(
+            "learning_rate", rate, f"a number above 0 and below {highest:g}, 2 n over the kernel's largest eigenvalue"
         )
     networks = checkpoints(
         module,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
+from ntkit._checks import check_choice, check_finite, check_integer, check_integers, wrong
 from ntkit.features import alignment, concentration, effective_rank
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def kernel_distance(first: Float[ArrayLike, "n n"], second: Float[ArrayLike, "n 
     grams = _checked("first", [first], None), _checked("second", [second], None)
     if grams[0].shape != grams[1].shape:
         raise ValueError(f"second: got shape {grams[1].shape[1:]}, expected {grams[0].shape[1:]} as first")
+    for name, gram in zip(("first", "second"), grams, strict=True):
+        if not gram.any():
+            raise ValueError(f"{name}: got zeros alone, expected a distance to be defined")
     return float(_distances(np.concatenate(grams))[0, 1])
 
 
@@ -60,12 +64,12 @@ class Dynamics:
     networks: tuple[TrainedNetwork, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(int(step) for step in self.steps))
-        if not self.steps or any(one >= two for one, two in zip(self.steps, self.steps[1:], strict=False)):
+        object.__setattr__(self, "steps", check_integers("steps", self.steps, 0))
+        if any(one >= two for one, two in zip(self.steps, self.steps[1:], strict=False)):
             raise ValueError(f"steps: got {self.steps}, expected one or more in rising order")
         object.__setattr__(self, "grams", _checked("grams", self.grams, len(self.steps)))
-        if len(self.networks) not in (0, len(self.steps)):
-            raise ValueError(f"networks: got {len(self.networks)}, expected {len(self.steps)}, one for each step")
+        if not isinstance(self.networks, tuple) or len(self.networks) not in (0, len(self.steps)):
+            raise wrong("networks", self.networks, f"a tuple of {len(self.steps)}, one for each step, or an empty one")
 
     @functools.cached_property
     def distances(self) -> Float[np.ndarray, "steps steps"]:
@@ -102,13 +106,11 @@ class Dynamics:
 
     def part(self, part: Part = "all", *, top: int = TOP) -> Float[np.ndarray, "steps n n"]:
         """Give a part of Θt = Σ λ v vᵀ: that of the `top` largest eigenvalues, that of the others, or all of it."""
-        if part not in PARTS:
-            raise ValueError(f"part: got {part!r}, expected one of {', '.join(map(repr, PARTS))}")
+        check_choice("part", part, PARTS)
         if part == "all":
             return self.grams
         n = self.grams.shape[1]
-        if isinstance(top, bool) or not isinstance(top, int | np.integer) or not 1 <= top < n:
-            raise ValueError(f"top: got {top!r}, expected an integer from 1 to {n - 1}, below the size of the sample")
+        top = check_integer("top", top, 1, n - 1)
         values, vectors = self._spectra
         chosen = slice(None, top) if part == "top" else slice(top, None)
         vectors = vectors[:, :, chosen]
@@ -122,7 +124,7 @@ class Dynamics:
         **Returns:** at each step the `radius` ‖Θt − Θ0‖ / ‖Θf − Θ0‖, from 0 to 1 at the end (0 throughout where
         Θf = Θ0), and the `angle` arccos(1 − d(Θt, Θ0)), in radians.
         """
-        grams = self.grams if part == "all" else self.part(part, top=top)
+        grams = self.part(part, top=top)
         moved = np.linalg.norm(grams - grams[0], axis=(1, 2))
         radius = moved / moved[-1] if moved[-1] > 0 else np.zeros_like(moved)
         # arccos(1 − d), without what arccos loses near 1.
@@ -138,11 +140,13 @@ class Dynamics:
         numbers of eigenvalues whose concentration is given, where there are as many.
         """
         n = self.grams.shape[1]
+        top = check_integer("top", top, 1, n - 1)
+        shares = check_integers("shares", shares)
         found = {
             "steps": list(self.steps),
             "distances": self.distances.tolist(),
             "velocity": self.velocity.tolist(),
-            "top": int(top),
+            "top": top,
             "rotation": {},
             "concentration": {str(count): self.concentration(count).tolist() for count in shares if count <= n},
             "effective_rank": self.effective_rank.tolist(),
@@ -171,11 +175,9 @@ def _distances(grams: np.ndarray) -> np.ndarray:
 
 
 def _checked(name: str, grams: Any, count: int | None) -> np.ndarray:
-    array = np.asarray(grams, np.float64)
+    array = check_finite(name, grams)
     expected = array.ndim == 3 and array.shape[1] == array.shape[2] > 0
     if not expected or (count is not None and len(array) != count):
         wanted = "a square" if count is None else f"({count}, n, n), a square for each step"
         raise ValueError(f"{name}: got shape {array.shape[1:] if count is None else array.shape}, expected {wanted}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: got NaN or infinity, expected finite numbers")
     return array

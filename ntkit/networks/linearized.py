@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from ntkit.networks.training import Module, TrainedNetwork, check_module
+from ntkit.networks.training import Module, TrainedNetwork, check_module, check_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Linearized:
 
 def linearize(network: TrainedNetwork) -> TrainedNetwork:
     """Expand a trained network at the parameters that it has: [`Linearized`][], there equal to the network itself."""
+    check_network("network", network)
     initial = None if network.initial is None else _at(network.initial)
     return TrainedNetwork(_at(network.variables), Linearized(network.module), initial)
 

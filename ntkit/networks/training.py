@@ -14,12 +14,32 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from ntkit import attacks
-from ntkit._checks import calling, check_outputs, told, wrong
+from ntkit._checks import (
+    changed,
+    check_batch,
+    check_call,
+    check_callable,
+    check_choice,
+    check_finite,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_key,
+    check_optimizer,
+    check_option,
+    check_outputs,
+    check_positive,
+    check_targets,
+    told,
+    wrong,
+)
 from ntkit._loops import slow_in_loops
 from ntkit._pytrees import as_pytree, told_apart
 from ntkit.attacks.losses import cross_entropy, fooled
 from ntkit.data import Preprocessing, check_images
+from ntkit.data.preprocess import check_preprocessing
 from ntkit.runs import Loop, Run, columns
+from ntkit.runs.loop import check_record, check_session
 
 if TYPE_CHECKING:
     import optax
@@ -31,6 +51,8 @@ Schedule: TypeAlias = Literal["cosine", "constant"]
 
 LEARNING_RATE = 1e-3
 OPTIMIZERS = ("adam", "sgd")
+# The loss of each is kept.
+MAX_STEPS = 10**8
 SCHEDULES = ("cosine", "constant")
 
 
@@ -89,8 +111,12 @@ def initialize(
     preprocessing: Preprocessing | None = None,
 ) -> TrainedNetwork:
     """Give a network before its training: the one that [`train`][] starts from with the same arguments."""
-    first = jnp.asarray(images)[:1]
+    first = jnp.asarray(check_batch("images", images)[:1])
+    check_key("key", key)
+    if preprocessing is not None:
+        check_preprocessing("preprocessing", preprocessing, first.shape[1:])
     first = first if preprocessing is None else preprocessing.transform(first)
+    centred = check_flag("centred", centred)
     key_init = jax.random.split(key)[0]
     _outputs(module, key_init, first)
     return _initialized(module, key_init, first, centred)
@@ -164,24 +190,21 @@ def train(
     `Interrupted` (a `KeyboardInterrupt`) on Ctrl-C or SIGTERM, after the step was finished and, with a `run`, saved.
     """
     check_images("images", images)
-    images, targets = jnp.asarray(images), jnp.asarray(targets)
-    if targets.ndim != 2 or len(targets) != len(images):
-        raise ValueError(f"targets: got shape {targets.shape}, expected ({len(images)}, outputs)")
-    if not np.isfinite(np.asarray(targets)).all():
-        raise ValueError("targets: got NaN or infinity, expected finite values")
-    for name, value in (
-        ("steps", steps),
-        ("batch_size", 1 if batch_size is None else batch_size),
-        ("log_every", log_every),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
-    if not (np.ndim(checkpoint_every) == 0 and checkpoint_every >= 0):
-        raise ValueError(f"checkpoint_every: got {checkpoint_every!r}, expected at least 0 seconds")
-    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
-        raise ValueError(f"preprocessing: got {preprocessing!r}, expected one of ntkit.data, such as Standardize")
+    check_key("key", key)
+    images = jnp.asarray(images)
+    targets = jnp.asarray(check_targets("targets", targets, len(images)))
+    check_finite("targets", targets, "finite values")
+    steps = check_integer("steps", steps, 1, MAX_STEPS)
+    batch_size = None if batch_size is None else check_integer("batch_size", batch_size)
+    centred = check_flag("centred", centred)
+    check_session(log_every, run, checkpoint_every, show_progress)
+    for name, function in (("augment", augment), ("adversary", adversary), ("evaluate", evaluate)):
+        if function is not None:
+            check_callable(name, function, "a function, or None")
     if isinstance(adversary, attacks.Adversary):
         adversary.check_pixels(np.asarray(images))
+    if preprocessing is not None:
+        check_preprocessing("preprocessing", preprocessing, images.shape[1:])
     key_init, key_steps = jax.random.split(key)
     first = images[:1] if preprocessing is None else preprocessing.transform(images[:1])
     if isinstance(module, TrainedNetwork):
@@ -197,9 +220,9 @@ def train(
         raise ValueError(f"targets: got shape {targets.shape}, expected {expected} as the network's outputs")
     plan = _Plan(
         module=start.module,
-        loss=_loss(loss),
-        optimizer=_optimizer(optimizer, learning_rate, schedule, int(steps)),
-        batch_size=None if batch_size is None or batch_size >= len(images) else int(batch_size),
+        loss=_loss(loss, targets),
+        optimizer=_optimizer(optimizer, learning_rate, schedule, steps),
+        batch_size=None if batch_size is None or batch_size >= len(images) else batch_size,
         augment=augment,
     )
     fixed = _Fixed(
@@ -216,7 +239,7 @@ def train(
         params=params,
         optimizer=plan.optimizer.init(params),
         step=jnp.zeros((), jnp.int32),
-        losses=jnp.zeros(int(steps)),
+        losses=jnp.zeros(steps),
         total=jnp.zeros(()),
         right=jnp.zeros(()),
         count=jnp.zeros(()),
@@ -238,7 +261,7 @@ def train(
                 f"training diverged: the loss is {found['loss']} by step {step}; try a smaller learning rate"
             )
         if evaluate is not None:
-            found |= {name: float(value) for name, value in evaluate(network(state)).items()}
+            found |= check_record("evaluate", evaluate, network(state))
         return found, dataclasses.replace(state, total=jnp.zeros(()), right=jnp.zeros(()), count=jnp.zeros(()))
 
     def advance(state: _State, count: int) -> _State:
@@ -247,8 +270,8 @@ def train(
     loop = Loop(
         advance=advance,
         record=record,
-        steps=int(steps),
-        log_every=int(log_every),
+        steps=steps,
+        log_every=log_every,
         what="train",
         run=run,
         checkpoint_every=checkpoint_every,
@@ -336,13 +359,13 @@ def _take(plan: _Plan, fixed: _Fixed, state: _State) -> _State:
         rows = _batch(fixed.key, state.step, len(x), plan.batch_size)
         x, y = x[rows], y[rows]
     if plan.augment is not None:
-        x = plan.augment(key_augment, x)
+        x = changed("augment", plan.augment, x, key_augment, x)
     if fixed.adversary is not None:
         model: Any = TrainedNetwork(fixed.others | {"params": state.params}, plan.module, fixed.initial)
         if fixed.preprocessing is not None:
             model = attacks.Preprocessed(model, fixed.preprocessing)
         labels = _classes(y) if y.shape[1] > 1 else 2 * _classes(y) - 1
-        x = lax.stop_gradient(fixed.adversary(model, x, labels, key_adversary))
+        x = lax.stop_gradient(changed("adversary", fixed.adversary, x, model, x, labels, key_adversary))
     if fixed.preprocessing is not None:
         x = fixed.preprocessing.transform(x)
 
@@ -395,26 +418,24 @@ def _cross_entropy(outputs: Array, targets: Array) -> Array:
 _LOSSES: dict[str, Loss] = {"mse": _mse, "cross_entropy": _cross_entropy}
 
 
-def _loss(loss: str | Loss) -> Loss:
-    if callable(loss):
-        return loss
-    if not isinstance(loss, str) or loss not in _LOSSES:
-        raise ValueError(f"loss: got {loss!r}, expected one of {', '.join(map(repr, _LOSSES))}, or a function")
-    return _LOSSES[loss]
+def _loss(loss: str | Loss, targets: Array) -> Loss:
+    chosen = check_option("loss", loss, _LOSSES, "a function of outputs and targets")
+    found = check_call("loss", chosen, targets, targets)
+    if getattr(found, "shape", None) != ():
+        raise ValueError(f"loss: got one that gives {told(found)}, expected a scalar")
+    return chosen
 
 
 def _optimizer(
     optimizer: str | optax.GradientTransformation, learning_rate: float | None, schedule: Schedule, steps: int
 ) -> optax.GradientTransformation:
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule: got {schedule!r}, expected 'cosine' or 'constant'")
+    check_choice("schedule", schedule, SCHEDULES)
     if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
         rate = LEARNING_RATE if learning_rate is None else learning_rate
-        if not (np.ndim(rate) == 0 and np.isfinite(rate) and rate > 0):
-            raise ValueError(f"learning_rate: got {learning_rate!r}, expected a finite number above 0")
-        return _named_optimizer(optimizer, float(rate), steps if schedule == "cosine" else None)
-    if isinstance(optimizer, str) or not callable(getattr(optimizer, "update", None)):
-        raise ValueError(f"optimizer: got {optimizer!r}, expected 'adam', 'sgd' or an optax.GradientTransformation")
+        return _named_optimizer(
+            optimizer, check_positive("learning_rate", rate), steps if schedule == "cosine" else None
+        )
+    check_optimizer("optimizer", optimizer, "'adam', 'sgd' or ")
     if learning_rate is not None:
         raise ValueError(f"learning_rate: got {learning_rate!r} beside an optimizer that has its own, expected none")
     return optimizer
@@ -427,6 +448,11 @@ def _named_optimizer(name: str, rate: float, decayed_over: int | None) -> optax.
 
     schedule = rate if decayed_over is None else optax.cosine_decay_schedule(rate, decayed_over)
     return optax.adam(schedule) if name == "adam" else optax.sgd(schedule)
+
+
+def check_network(name: str, network: object) -> TrainedNetwork:
+    """Give a network; `ValueError` that names the argument for anything else, such as a module without parameters."""
+    return check_instance(name, network, TrainedNetwork, "an ntkit.networks.TrainedNetwork, of train or initialize")
 
 
 def check_module(module: Module) -> None:
@@ -446,12 +472,10 @@ def check_module(module: Module) -> None:
 def _outputs(module: Module, key: Array, x: Array) -> int:
     """Give the number of outputs of a network, or raise `ValueError` if it is none that can be trained."""
     check_module(module)
-    with calling("module"):
-        variables = jax.eval_shape(module.init, key, x)
-        if not isinstance(variables, Mapping) or "params" not in variables or "batch_stats" in variables:
-            got = f"the variables {', '.join(sorted(variables))}" if isinstance(variables, Mapping) else told(variables)
-            raise ValueError(
-                f"module: got one with {got}, expected its parameters alone to decide its outputs: no batch "
-                "normalization"
-            )
-        return check_outputs("module", jax.eval_shape(module.apply, variables, x), len(x))
+    variables = check_call("module", module.init, key, x)
+    if not isinstance(variables, Mapping) or "params" not in variables or "batch_stats" in variables:
+        got = f"the variables {', '.join(sorted(variables))}" if isinstance(variables, Mapping) else told(variables)
+        raise ValueError(
+            f"module: got one with {got}, expected its parameters alone to decide its outputs: no batch normalization"
+        )
+    return check_outputs("module", check_call("module", module.apply, variables, x), len(x))

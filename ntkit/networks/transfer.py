@@ -10,8 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntkit._checks import check_array, check_integers, check_key, check_named, check_sequence, check_text, wrong
 from ntkit.attacks import Adversary, Ball, Preprocessed
-from ntkit.data import Identity, Preprocessing
+from ntkit.attacks.adversary import check_adversaries
+from ntkit.attacks.balls import check_ball
+from ntkit.data import Identity, Preprocessing, check_images
+from ntkit.data.preprocess import check_preprocessing
 from ntkit.networks.checkpoints import checkpoints
 from ntkit.networks.training import Module
 from ntkit.regression import accuracy
@@ -30,6 +34,9 @@ def random_noise(
 
     **Returns:** images as `x`, each inside its ball and the bounds.
     """
+    check_images("x", x)
+    check_ball(ball, bounds)
+    check_key("key", key)
     x = jnp.asarray(x)
     direction = ball.steepest(jax.random.normal(key, x.shape, x.dtype))
     return ball.project(x, x + ball.radius * direction, bounds)
@@ -71,14 +78,20 @@ def transfer(
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the training diverged.
     """
+    check_images("images", images)
+    check_images("x", x)
     x = jnp.asarray(x)
-    if not steps or any(isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 1 for step in steps):
-        raise ValueError(f"steps: got {steps!r}, expected integers of at least 1")
+    check_integers("steps", steps)
+    check_key("key", key)
+    check_adversaries(adversaries)
+    check_named("examples", examples, "images by their names")
+    if preprocessing is not None:
+        check_preprocessing("preprocessing", preprocessing, x.shape[1:])
     named = [*examples, *adversaries]
     if len({*named, "clean"}) <= len(named):
         raise ValueError(f"examples: got the names {', '.join(named)}, expected each once, and no 'clean'")
     for name, others in examples.items():
-        if np.shape(others) != x.shape:
+        if check_array("examples", others).shape != x.shape:
             raise ValueError(f"examples: got {name} of shape {np.shape(others)}, expected {x.shape} as x")
     preprocessing = Identity() if preprocessing is None else preprocessing
     key_train, key_attack = jax.random.split(key)
@@ -105,6 +118,11 @@ def transfer_rows(network: str, found: Sequence[Mapping[int, Mapping[str, float]
 
     **Arguments:** `network`: what the kind is called. `found`: one or more results for the same steps and names.
     """
+    check_text("network", network)
+    expected = "results of ntkit.networks.transfer, one or more, of the same steps and names"
+    check_sequence("found", found, expected)
+    if not found or not all(isinstance(each, Mapping) and each.keys() == found[0].keys() for each in found):
+        raise wrong("found", found, expected)
     return [
         Row(
             network=network,

@@ -63,8 +63,7 @@ def save(directory: Path, step: int, state: object, *, keep: int = 2) -> None:
 
     **Raises:**
 
-    - `TypeError`: `state` has a leaf of another type.
-    - `ValueError`: `step` lies before the latest checkpoint.
+    - `ValueError`: `state` has a leaf of another type, or `step` lies before the latest checkpoint.
     """
     existing = finished(directory)
     if existing and step < existing[-1].step:
@@ -167,7 +166,7 @@ def _pack(state: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for index, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(state)[0]):
         description = None if isinstance(leaf, jax.ShapeDtypeStruct) else _describe(leaf)
         if description is None:
-            raise TypeError(
+            raise ValueError(
                 f"state{jax.tree_util.keystr(path)}: expected an array, a PRNG key, a number or a string, "
                 f"got {type(leaf).__name__}"
             )

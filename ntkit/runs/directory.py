@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import operator
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ntkit._checks import check_file, check_integer, check_path, wrong
 from ntkit.runs import checkpoints, environment, lock, metrics
 from ntkit.runs.files import atomic_write, is_temporary
 from ntkit.runs.report import write_report
@@ -79,7 +79,7 @@ class Run:
 
         - `FileExistsError`: the directory holds a run already, or other things.
         - `OSError`: the directory cannot be made or written to.
-        - `TypeError`: a value in `config` has no JSON form.
+        - `ValueError`: a value in `config` has no JSON form.
         """
         content = {
             "config": _mapping(config),
@@ -87,7 +87,7 @@ class Run:
             "device": environment.device(),
             "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        directory = Path(path)
+        directory = check_path("path", path)
         if directory.exists() and not directory.is_dir():
             raise NotADirectoryError(f"path: expected a directory for the run, got {str(path)!r}, which is a file")
         try:
@@ -130,7 +130,7 @@ class Run:
         - `ValueError`: `config.json` is broken, or its configuration is not `config`: every key that differs is listed
           with both values.
         """
-        directory = Path(path)
+        directory = check_path("path", path)
         content = _read_config(directory, str(path))
         run = cls(directory, content)
         if config is not None:
@@ -179,10 +179,10 @@ class Run:
 
         **Raises:**
 
-        - `TypeError`: a value has no JSON form.
+        - `ValueError`: a value has no JSON form.
         """
         self._begin_writing()
-        metrics.append(self._metrics, {"step": operator.index(step), **values})
+        metrics.append(self._metrics, {"step": check_integer("step", step, 0), **values})
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records of `log`, oldest first; a last line torn by a kill is left out."""
@@ -222,12 +222,9 @@ class Run:
 
         **Raises:**
 
-        - `TypeError`: `state` has a leaf of another type.
-        - `ValueError`: `step` is negative, or lies before the latest checkpoint.
+        - `ValueError`: `state` has a leaf of another type, `step` is negative, or lies before the latest checkpoint.
         """
-        step = operator.index(step)
-        if step < 0:
-            raise ValueError(f"step: expected a number of steps, 0 or more, got {step}")
+        step = check_integer("step", step, 0)
         self._begin_writing()
         checkpoints.save(self._checkpoints, step, state)
 
@@ -277,7 +274,7 @@ def _read_config(directory: Path, given: str) -> dict[str, Any]:
     if not directory.is_dir():
         raise NotADirectoryError(f"path: expected a run directory, got {given!r}, which is a file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = check_file("path", path, "a run's configuration").read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(f"path: expected a run directory, got {given!r}, which has no config.json") from None
     try:
@@ -292,7 +289,7 @@ def _read_config(directory: Path, given: str) -> dict[str, Any]:
 
 def _mapping(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config, Mapping):
-        raise TypeError(f"config: expected a mapping, got {type(config).__name__}")
+        raise wrong("config", config, "a mapping")
     return json.loads(json.dumps(_plain("config", config)))
 
 
@@ -307,14 +304,11 @@ def _plain(name: str, value: object) -> object:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise TypeError(f"{name}: expected strings as keys, got {key!r}")
+                raise wrong(name, key, "strings as keys")
         return {key: _plain(f"{name}.{key}", item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(f"{name}[{index}]", item) for index, item in enumerate(value)]
-    raise TypeError(
-        f"{name}: expected a number, a string, a boolean, None, a path, or lists and mappings of them, "
-        f"got {type(value).__name__}"
-    )
+    raise wrong(name, value, "a number, a string, a boolean, None, a path, or lists and mappings of them")
 
 
 def _differences(stored: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> list[str]:

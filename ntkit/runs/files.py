@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
+from ntkit._checks import check_choice, check_path
+
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
@@ -40,9 +42,8 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["wb", "w"] = "wb") 
     - `ValueError`: `mode` is neither of the two.
     - `OSError`: `path` cannot be written; the message is one line that names it.
     """
-    if mode not in ("wb", "w"):
-        raise ValueError(f"mode: expected 'wb' or 'w', got {mode!r}")
-    given = os.fspath(path)
+    check_choice("mode", mode, ("wb", "w"))
+    given = str(check_path("path", path))
     # Replacing the link itself would leave the file behind it stale.
     target = Path(os.path.realpath(given))
     if target.is_dir():

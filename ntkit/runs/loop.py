@@ -12,6 +12,17 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 
+from ntkit._checks import (
+    calling,
+    check_callable,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_seconds,
+    check_sequence,
+    told,
+    wrong,
+)
 from ntkit.runs.checkpoints import Mismatch
 from ntkit.runs.directory import Run
 from ntkit.runs.interruption import Interrupted, Interruption, uninterrupted
@@ -57,6 +68,12 @@ class Loop(Generic[State]):
     group: Group = ALONE
     place: Callable[[State], State] = lambda state: state
     on_host: Callable[[State], State] = lambda state: state
+
+    def __post_init__(self) -> None:
+        check_callable("advance", self.advance, "a function of a state and a number of steps")
+        check_callable("record", self.record, "a function of a step and a state")
+        check_integer("steps", self.steps, 0)
+        check_session(self.log_every, self.run, self.checkpoint_every, self.show_progress)
 
     def __call__(self, state: State) -> tuple[State, list[Record]]:
         """Take the steps that are left from a state, or from the run's checkpoint; give the last state and all records.
@@ -124,8 +141,32 @@ class Loop(Generic[State]):
             ) from error
 
 
+def check_session(log_every: object, run: object, checkpoint_every: object, show_progress: object) -> None:
+    """Check what every long computation is given about its records, its checkpoints and its progress."""
+    check_integer("log_every", log_every)
+    if run is not None:
+        check_instance("run", run, Run, "an ntkit.runs.Run, of Run.create or Run.resume, or None")
+    check_seconds("checkpoint_every", checkpoint_every)
+    check_flag("show_progress", show_progress)
+
+
+def check_record(name: str, evaluate: Callable[[Any], Any], model: Any) -> dict[str, float]:
+    """Call a user's `evaluate`, and give the numbers that it returns by their names."""
+    with calling(name):
+        found = evaluate(model)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{name}: got one that returns {told(found)}, expected numbers by their names")
+    try:
+        return {str(key): float(value) for key, value in found.items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: got one that returns {told(found)}, expected numbers by their names") from None
+
+
 def columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
     """Give records as one array for each name; what one of them lacks is NaN."""
+    expected = "records, mappings of names to numbers"
+    if not all(isinstance(record, Mapping) for record in check_sequence("records", records, expected)):
+        raise wrong("records", records, expected)
     names = dict.fromkeys(name for record in records for name in record)
     return {name: np.asarray([record.get(name, np.nan) for record in records]) for name in names}
 

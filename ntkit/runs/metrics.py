@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ntkit._checks import check_file
 from ntkit.runs.files import atomic_write
 
 
@@ -58,7 +59,7 @@ def mend(path: Path) -> None:
 
 def _lines(path: Path) -> list[bytes]:
     try:
-        return path.read_bytes().splitlines(keepends=True)
+        return check_file("path", path, "a run's records").read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
 
@@ -81,6 +82,6 @@ def _plain(name: str, value: object) -> object:
         return np.asarray(value).tolist()
     if isinstance(value, list | tuple):
         return [_plain(name, item) for item in value]
-    raise TypeError(
+    raise ValueError(
         f"metric {name!r}: expected a number, a string, or an array or list of them, got {type(value).__name__}"
     )

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from ntkit._checks import check_flag, check_integer, check_text
+
 _BAR_INTERVAL = 0.1
 _LINE_INTERVAL = 5.0
 _WINDOW = 30.0
@@ -40,9 +42,9 @@ def progress(total: int, description: str, start: int = 0, *, enabled: bool = Tr
 
     - `ValueError`: `total` or `start` is negative.
     """
-    if total < 0 or start < 0:
-        raise ValueError(f"total and start: expected 0 or more steps, got {total} and {start}")
-    if not enabled or sys.stderr is None or sys.stderr.closed:
+    total, start = check_integer("total", total, 0), check_integer("start", start, 0)
+    check_text("description", description)
+    if not check_flag("enabled", enabled) or sys.stderr is None or sys.stderr.closed:
         yield _Silent()
         return
     meter = _Meter(total, start)

@@ -5,9 +5,9 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any, SupportsFloat, TypeGuard
 
+from ntkit._checks import check_file, check_named, check_sequence, check_text, wrong
 from ntkit.runs.files import atomic_write
 
 _STYLE = """
@@ -75,10 +75,20 @@ def write_report(
 
     **Raises:**
 
-    - `ValueError`: a figure is no PNG.
-    - `TypeError`: a figure is none of the three.
+    - `ValueError`: a figure is no PNG, or none of the three.
     - `OSError`: a picture cannot be read or the report not written.
     """
+    check_text("title", title)
+    check_text("footer", footer)
+    if not isinstance(summary, str):
+        check_named("summary", summary, "a text, or values by their names")
+    for name, values in (("figures", figures), ("config", config), ("versions", versions), ("device", device)):
+        if values is not None:
+            check_named(name, values, "a mapping with strings as keys")
+    expected = "rows, mappings of columns to values, by their captions"
+    for rows in check_named("tables", {} if tables is None else tables, expected).values():
+        if not all(isinstance(row, Mapping) for row in check_sequence("tables", rows, expected)):
+            raise wrong("tables", rows, expected)
     body = [f"<header><h1>{escape(title)}</h1>", _summary(summary), "</header>"]
     for caption, rows in (tables or {}).items():
         body += ["<section>", f"<h2>{escape(caption)}</h2>", _table(rows), "</section>"]
@@ -157,13 +167,10 @@ def _png(caption: str, figure: object) -> bytes:
     if isinstance(figure, bytes):
         return figure
     if isinstance(figure, str | os.PathLike):
-        return Path(figure).read_bytes()
+        return check_file(f"figures[{caption!r}]", figure, "a PNG").read_bytes()
     draw = getattr(figure, "savefig", None)
-    if draw is None:
-        raise TypeError(
-            f"figures[{caption!r}]: expected a matplotlib Figure, the bytes of a PNG or the path of one, "
-            f"got {type(figure).__name__}"
-        )
+    if isinstance(figure, type) or not callable(draw):
+        raise wrong(f"figures[{caption!r}]", figure, "a matplotlib Figure, the bytes of a PNG or the path of one")
     buffer = io.BytesIO()
     draw(buffer, format="png")
     return buffer.getvalue()

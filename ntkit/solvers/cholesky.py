@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
+from ntkit._checks import check_floats, check_scalar, check_targets
 from ntkit.solvers.operators import Operator
 from ntkit.solvers.solution import Solution, Solver
 
@@ -39,7 +40,11 @@ def solve(
 
     **Returns:** the weights (n, outputs) and the relative ridge that was used.
     """
-    ridge = jnp.asarray(ridge, gram.dtype)
+    gram = jnp.asarray(check_floats("gram", gram))
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or len(gram) == 0:
+        raise ValueError(f"gram: got shape {gram.shape}, expected a square")
+    y = jnp.asarray(check_targets("y", y, len(gram)))
+    ridge = jnp.asarray(check_scalar("ridge", ridge), gram.dtype)
     n = gram.shape[0]
 
     def regularized(matrix: Array, relative: Array) -> Array:

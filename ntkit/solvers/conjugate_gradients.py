@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ntkit._checks import check_integer, check_key, check_number, wrong
 from ntkit.runs.progress import progress as show_progress
 from ntkit.solvers.operators import Operator
 from ntkit.solvers.placement import replicated
@@ -58,15 +59,13 @@ class CG(Solver):
     key: Array | None = None
 
     def __post_init__(self) -> None:
-        tolerance, rank, max_steps = self.tolerance, self.rank, self.max_steps
-        if not (isinstance(tolerance, float | np.floating) and 0 < tolerance < 1):
-            raise ValueError(f"tolerance: got {tolerance!r}, expected a number between 0 and 1")
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 0):
-            raise ValueError(f"rank: got {rank!r}, expected an integer of at least 0, or None")
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int | np.integer) or max_steps < 1:
-            raise ValueError(f"max_steps: got {max_steps!r}, expected an integer of at least 1")
-        if self.key is not None and not isinstance(self.key, jax.Array):
-            raise ValueError(f"key: got {self.key!r}, expected a jax.random key, or None")
+        if not check_number("tolerance", self.tolerance, above=0, most=1) < 1:
+            raise wrong("tolerance", self.tolerance, "a number above 0 and below 1")
+        if self.rank is not None:
+            check_integer("rank", self.rank, 0)
+        check_integer("max_steps", self.max_steps)
+        if self.key is not None:
+            check_key("key", self.key)
 
     def __call__(
         self, operator: Operator, y: Float[Array, "n outputs"], ridge: ArrayLike, *, progress: bool = False

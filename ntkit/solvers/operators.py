@@ -12,9 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from ntkit._checks import check_integer, wrong
 from ntkit.gram import gram as gram_in_blocks
 from ntkit.gram.devices import check_mesh, on_each
 from ntkit.kernels import Kernel
+from ntkit.kernels.base import check_kernel
 from ntkit.solvers import products
 from ntkit.solvers.placement import ROWS, WHOLE, flat_mesh, gathered, replicated, rows_apart
 
@@ -211,20 +213,14 @@ def operator_of(
 
     **Raises:** `ValueError` that names the argument.
     """
-    if not isinstance(kernel, Kernel):
-        raise ValueError(
-            f"kernel: got {type(kernel).__name__}, expected an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1))"
-        )
+    check_kernel("kernel", kernel)
     if mesh is not None:
         check_mesh(mesh)
-    if block_size is not None and (
-        isinstance(block_size, bool) or not isinstance(block_size, int | np.integer) or block_size < 1
-    ):
-        raise ValueError(f"block_size: got {block_size!r}, expected an integer of at least 1")
+    block_size = None if block_size is None else check_integer("block_size", block_size)
     if gram is None:
         return Recomputed(kernel, x, mesh, block_size)
     if not isinstance(gram, jax.Array | np.ndarray):
-        raise ValueError(f"gram: got {type(gram).__name__}, expected an array or a memory map")
+        raise wrong("gram", gram, "an array or a memory map")
     if gram.shape != (len(x), len(x)) or not jnp.issubdtype(gram.dtype, jnp.floating):
         raise ValueError(
             f"gram: got {gram.dtype} of shape {gram.shape}, expected floats of shape ({len(x)}, {len(x)}), K of x"

@@ -309,7 +309,7 @@ def test_bad_input(name, change, message) -> None:
         (attacks.pgd, {"steps": 0}, "steps: got 0, expected an integer of at least 1"),
         (attacks.pgd, {"restarts": 1.5}, "restarts: got 1.5"),
         (attacks.pgd, {"step_size": -1}, "step_size: got -1"),
-        (attacks.pgd, {"loss": "hinge"}, r"loss: got 'hinge', expected one of 'cross_entropy', 'margin', 'mse'"),
+        (attacks.pgd, {"loss": "hinge"}, r"loss: got 'hinge', expected one of 'cross_entropy', 'mse', 'margin'"),
         (attacks.pgd, {"key": None}, "key: got None, expected jax.random.key"),
         (attacks.pgd, {"random_start": False, "restarts": 2}, "restarts: got 2 with random_start=False"),
         (attacks.apgd, {"loss": "dlr"}, "loss: got 'dlr', expected 'cross_entropy' or 'targeted_dlr'"),

@@ -178,8 +178,8 @@ def test_bad_strengths_are_named(strength: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((3, 4)), r"images: got float32 of shape \(3, 4\), expected floats"),
-        (np.zeros((1, 9, 9, 3), np.uint8), r"images: got uint8"),
+        (np.zeros((3, 4)), r"images: got shape \(3, 4\), expected"),
+        (np.zeros((1, 9, 9, 3), np.uint8), r"images: got dtype uint8"),
         (np.zeros((1, 2, 9, 3)), r"images: got 2×9 pixels, expected more than the shift of 2 pixels"),
     ],
 )

@@ -250,7 +250,7 @@ def test_bad_training_images_are_named(kind: type[Standardize], change: Any, mes
 
 @pytest.mark.parametrize("regularization", [-0.1, np.nan, np.inf])
 def test_bad_regularization_is_named(regularization: float) -> None:
-    with pytest.raises(ValueError, match=r"^regularization: got .*, expected a finite number, at least 0"):
+    with pytest.raises(ValueError, match=r"^regularization: got .*, expected a finite number of at least 0"):
         ZCA.fit(photographs(), regularization)
 
 
@@ -266,3 +266,25 @@ def test_another_image_shape() -> None:
         ZCA.fit(train).transform(jnp.zeros((2, 7, 6, 3)))
     with pytest.raises(ValueError, match=r"x: got shape \(2, 6, 6, 1\), expected \(…, 3\)"):
         Standardize.fit(train).inverse(jnp.zeros((2, 6, 6, 1)))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_a_standard_deviation_that_no_fit_gives(value: float) -> None:
+    images = np.random.default_rng(0).uniform(size=(9, 4, 4, 2)).astype(np.float32)
+    for fitted in (Standardize.fit(images), ZCA.fit(images)):
+        arrays = fitted.to_arrays()
+        arrays["std"] = np.array([1.0, value], np.float32)
+        with pytest.raises(ValueError, match=r"^arrays: std: got .*, expected finite numbers above 0"):
+            Preprocessing.from_arrays(arrays)
+        with pytest.raises(ValueError, match=r"^arrays: mean: got (nan|-?inf), expected finite numbers"):
+            Preprocessing.from_arrays(fitted.to_arrays() | {"mean": np.array([0, np.nan])})
+
+
+def test_arrays_of_other_shapes() -> None:
+    images = np.random.default_rng(0).uniform(size=(9, 4, 4, 2)).astype(np.float32)
+    fitted = ZCA.fit(images)
+    for name, value in {"whitening": np.eye(3), "norm": np.ones(2), "shape": np.array([4, 4, 3]), "std": "x"}.items():
+        with pytest.raises(ValueError, match=r"^arrays: "):
+            Preprocessing.from_arrays(fitted.to_arrays() | {name: value})
+    # Inside of compiled code nothing is looked at.
+    assert jax.jit(lambda p, x: p.transform(x))(fitted, images).shape == images.shape

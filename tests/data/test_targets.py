@@ -40,7 +40,7 @@ def test_any_integer_dtype(dtype: type) -> None:
         ([[0, 1]], 3, r"labels: got shape \(1, 2\)"),
         (1, 3, r"labels: got shape \(\)"),
         ([[0], [1, 2]], 3, r"labels: got \[\[0\], .*, expected integer classes"),
-        ([0], 0, r"num_classes: got 0, expected a positive integer"),
+        ([0], 0, r"num_classes: got 0, expected an integer of at least 1"),
         ([0], 2.5, r"num_classes: got 2.5"),
     ],
 )

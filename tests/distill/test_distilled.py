@@ -79,10 +79,13 @@ BAD = {
         lambda path: np.savez(path, images=IMAGES, labels=LABELS, metadata=np.array({"a": 1}, object)),
         "allow_pickle=False",
     ),
-    "bytes": (lambda path: np.savez(path, images=(255 * IMAGES).astype(np.uint8), labels=LABELS), "images: got uint8"),
-    "strings": (lambda path: np.savez(path, images=IMAGES, labels=np.array(["a"] * 4)), "images, labels: got shapes"),
-    "lengths": (lambda path: np.savez(path, images=IMAGES, labels=LABELS[:3]), "images, labels: got shapes"),
-    "nothing": (lambda path: np.savez(path, images=IMAGES[:0], labels=LABELS[:0]), "images, labels: got shapes"),
+    "bytes": (
+        lambda path: np.savez(path, images=(255 * IMAGES).astype(np.uint8), labels=LABELS),
+        "images: got dtype uint8",
+    ),
+    "strings": (lambda path: np.savez(path, images=IMAGES, labels=np.array(["a"] * 4)), "labels: got <U1"),
+    "lengths": (lambda path: np.savez(path, images=IMAGES, labels=LABELS[:3]), "labels: got shape (3"),
+    "nothing": (lambda path: np.savez(path, images=IMAGES[:0], labels=LABELS[:0]), "images: got shape (0"),
     "NaN": (lambda path: np.savez(path, images=IMAGES * np.nan, labels=LABELS), "images: got NaN or infinity"),
     "infinity": (lambda path: np.savez(path, images=IMAGES, labels=LABELS / 0), "labels: got NaN or infinity"),
     "negative class": (lambda path: np.savez(path, images=IMAGES, labels=np.arange(4) - 1), "its labels go from -1"),
@@ -137,7 +140,7 @@ def test_a_bad_file_is_one_line(name, tmp_path):
     make, reason = BAD[name]
     path = tmp_path / "set.npz"
     make(path)
-    with pytest.raises(ValueError, match=r"^path: got '.*set.npz', expected an .npz of images and labels: ") as caught:
+    with pytest.raises(ValueError, match=r"^path: got '.*set.npz', .*expected an .npz of images and labels") as caught:
         Distilled.load(path)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -193,12 +196,18 @@ def test_an_unwritable_path(tmp_path):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES[0], LABELS, "images, labels: got shapes"),
-        (IMAGES, LABELS[:, 0], "images, labels: got shapes"),
-        (IMAGES.astype(int), LABELS, "images: got int64, expected floats"),
-        (IMAGES, LABELS * np.nan, "labels: got NaN or infinity, expected finite values"),
+        (IMAGES[0], LABELS, "images: got shape"),
+        (IMAGES, LABELS[:, 0], "labels: got shape"),
+        (IMAGES.astype(int), LABELS, "images: got dtype int64, expected floats"),
+        (IMAGES, LABELS * np.nan, "labels: got NaN or infinity, expected finite numbers"),
     ],
 )
 def test_a_set_is_checked(images, labels, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Distilled(images, labels)
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "set.npz")
+    with pytest.raises(ValueError, match=r"^path: got '.*set.npz', which is a pipe, a socket or a device, expected an"):
+        Distilled.load(tmp_path / "set.npz")

@@ -211,7 +211,7 @@ def test_what_cannot_be_ascended_is_an_error(options):
         ({"loss": "hinge"}, "loss: got 'hinge', expected one of 'mse', 'cross_entropy'"),
         ({"preprocessing": np.log}, "preprocessing: got"),
         ({"checkpoint_every": -1}, "checkpoint_every: got -1"),
-        ({"validation": IMAGES}, r"validation: got ndarray, expected \(images, labels\)"),
+        ({"validation": IMAGES}, r"validation: got float32 of shape .*, expected \(images, labels\)"),
         ({"validation": (IMAGES[:, :3], LABELS)}, r"validation: got images of shape \(3,\), expected \(4,\)"),
         ({"validation": (IMAGES, LABELS[:5])}, "validation: got 5 labels, expected 60"),
         ({"validation": (IMAGES + 9, LABELS)}, "validation: got values from"),

@@ -121,7 +121,7 @@ def test_two_classes() -> None:
         ({"top": 0}, "top: got 0, expected an integer from 1 to 30"),
         ({"top": 31}, "top: got 31"),
         ({"y": np.zeros((29, 3), "f")}, "y: got shape"),
-        ({"kernel": 1}, "kernel: got int"),
+        ({"kernel": 1}, "kernel: got 1"),
         ({"gram": np.zeros((2, 2), "f")}, "gram: got float32 of shape"),
     ],
 )

@@ -40,7 +40,7 @@ def test_nngp_accuracy_of_random_features_is_that_of_their_kernel() -> None:
     ("gram", "labels", "message"),
     [
         (np.ones((2, 3)), [0, 1], r"gram: got shape \(2, 3\)"),
-        (np.full((2, 2), np.nan), [0, 1], "gram: got shape"),
+        (np.full((2, 2), np.nan), [0, 1], "gram: got NaN"),
         (np.eye(2), [0, 0], "labels: got shape"),
         (np.eye(2), [0], "labels: got shape"),
     ],

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 
@@ -69,13 +71,27 @@ def test_intrinsic_dimension_of_a_flat_piece_in_many_dimensions(dimension) -> No
         np.testing.assert_allclose(value, dimension, rtol=0.12 + 0.25 / (k - 1))
 
 
+@pytest.mark.parametrize(
+    "of", [features.effective_rank, features.condition_number, lambda values: features.concentration(values, 1)]
+)
+def test_negative_eigenvalues_get_a_word(of) -> None:
+    # What float32 leaves of zeros is none.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of([1.0, 0.5, -3e-7])
+    with pytest.warns(features.SpectrumWarning, match="eigenvalues: got -0.1 beside 1, which is more than rounding"):
+        of([1.0, 0.5, -0.1])
+
+
 def test_intrinsic_dimension_by_hand() -> None:
     # Points on a line at 0, 1, 3: distances to the two neighbours are (1, 3), (1, 2), (2, 3).
     expected = 1 / np.mean(np.log([3 / 1, 2 / 1, 3 / 2]))
     np.testing.assert_allclose(features.intrinsic_dimension([[0.0], [1.0], [3.0]], [2])[2], expected)
-    # A copy is left out.
-    with_copy = features.intrinsic_dimension([[0.0], [1.0], [3.0], [3.0]], [2])[2]
-    np.testing.assert_allclose(with_copy, 1 / np.mean(np.log([3 / 1, 2 / 1])))
+    # Copies count once, whatever is copied.
+    for points in ([0, 1, 3, 3], [0, 0, 0, 1, 3, 3], [0, 0, 1, 1, 3, 3]):
+        with pytest.warns(features.CopiesWarning, match=f"images: {len(points) - 3} of {len(points)} are copies"):
+            with_copies = features.intrinsic_dimension(np.array(points, float)[:, None], [2])
+        np.testing.assert_allclose(with_copies[2], expected)
 
 
 BAD = [
@@ -89,8 +105,17 @@ BAD = [
     (lambda: features.predicted_residuals([3.0], np.ones((1, 1)), np.ones((1, 1)), -1, 0.1), "steps: got -1"),
     (lambda: features.similarity(np.ones((3, 1)), np.ones((2, 1))), "second: got shape"),
     (lambda: features.intrinsic_dimension(np.ones((5, 2)), [2]), "images: got copies"),
-    (lambda: features.intrinsic_dimension(np.ones((5, 2)), [5]), "neighbours: got 5, expected integers from 2 to 4"),
+    (
+        lambda: features.intrinsic_dimension(np.eye(5), [5]),
+        r"neighbours: got \[5\], expected one or more integers from 2 to 4",
+    ),
+    (lambda: features.intrinsic_dimension(np.eye(5), [2]), "images: got equal distances"),
     (lambda: features.intrinsic_dimension(np.ones((2, 2))), "images: got shape"),
+    (lambda: features.concentration([0.0, 0.0], 1), "eigenvalues: got none above 0"),
+    (lambda: features.effective_rank(np.eye(2)), r"eigenvalues: got shape \(2, 2\)"),
+    (lambda: features.alignment(np.triu(np.ones((3, 3))), np.ones((3, 1))), "gram: got one that is not symmetric"),
+    (lambda: features.label_shares(np.eye(2), np.zeros((2, 1))), "y: got zeros alone"),
+    (lambda: features.predicted_residuals([3.0, 1.0], np.eye(2)[:, :1], np.ones((2, 1)), 1, 0.1), "eigenvalues: got 2"),
 ]
 
 

@@ -218,8 +218,8 @@ def test_std_may_be_traced_and_learned() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ntkit.ntk("fc"), r"architecture: got str, expected an ntkit\.Architecture"),
-        (lambda: ntkit.ntk(ntkit.fc), "architecture: got function"),
+        (lambda: ntkit.ntk("fc"), r"architecture: got .fc., expected an ntkit\.Architecture"),
+        (lambda: ntkit.ntk(ntkit.fc), "architecture: got <function"),
         (lambda: ntkit.nngp(ntkit.fc(1), engine="fast"), "engine: got 'fast', expected one of 'auto'"),
         (lambda: ntkit.from_stax(3), "kernel_fn: got 3, expected a stax kernel function"),
         (lambda: ntkit.from_stax(lambda params, x: x), "kernel_fn: got .*, expected a stax kernel function"),

@@ -304,7 +304,7 @@ def test_weights_of_layers_stay_in_factors() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"apply_fn": 3}, "apply_fn: got int"),
+        ({"apply_fn": 3}, "apply_fn: got 3"),
         ({"params": {}}, "params: got no arrays"),
         ({"params": {"a": np.arange(3)}}, r"params\['a'\]: got int64 of shape \(3,\), expected an array of floats"),
         ({"output": -1}, "output: got -1"),

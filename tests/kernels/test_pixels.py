@@ -26,7 +26,7 @@ def test_is_the_kernel_of_preprocessed_images() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="kernel: got int"):
+    with pytest.raises(ValueError, match="kernel: got 1"):
         of_pixels(1, Standardize.fit(np.ones((2, 2, 2, 1), "f") * np.arange(2)[:, None, None, None]))
     with pytest.raises(ValueError, match="preprocessing: got 'zca'"):
         of_pixels(ntkit.ntk(ntkit.fc(1)), "zca")

@@ -72,7 +72,7 @@ def test_true_labels_are_learned_faster_than_random_ones_and_as_predicted() -> N
     ("change", "message"),
     [
         ({"learning_rate": 1e3}, r"learning_rate: got 1000.0, expected a number above 0 and below"),
-        ({"learning_rate": 0.0}, r"learning_rate: got 0.0, expected a number above 0"),
+        ({"learning_rate": 0.0}, r"learning_rate: got 0.0, expected a finite number above 0"),
         ({"at": (0,)}, r"at: got \(0,\), expected"),
         ({"targets": Y[:5]}, "targets: got"),
     ],

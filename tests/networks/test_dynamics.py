@@ -204,18 +204,18 @@ def test_bad_kernels():
         kernel_distance(square[0], square)
     with pytest.raises(ValueError, match="first: got NaN or infinity"):
         kernel_distance(np.inf * np.ones((2, 2)), square)
-    with pytest.raises(ValueError, match="grams: got one that is zero"):
+    with pytest.raises(ValueError, match="got zeros alone"):
         kernel_distance(0 * square, square)
     with pytest.raises(ValueError, match=r"steps: got \(1, 1\), expected one or more in rising order"):
         Dynamics((1, 1), np.stack([square, square]))
     with pytest.raises(ValueError, match=r"grams: got shape \(1, 2, 2\), expected \(2, n, n\), a square for each step"):
         Dynamics((0, 1), square[None])
     dynamics = Dynamics((0, 1), np.stack([square, square]))
-    with pytest.raises(ValueError, match="top: got 2, expected an integer from 1 to 1, below the size of the sample"):
+    with pytest.raises(ValueError, match="top: got 2, expected an integer from 1 to 1"):
         dynamics.rotation("top", top=2)
     with pytest.raises(ValueError, match="part: got 'middle', expected one of 'all', 'top', 'bottom'"):
         dynamics.part("middle")
-    with pytest.raises(ValueError, match="networks: got 0, expected two or more"):
+    with pytest.raises(ValueError, match=r"networks: got \{\}, expected two networks or more"):
         linearized_from({}, TRAIN, Y, TEST, TEST_LABELS, key=KEY)
     adversaries = {"clean": attacks.Adversary("fgsm", attacks.Linf(0.1))}
     found = checkpoints(MODULE, TRAIN, Y, at=(0, 1), key=KEY)

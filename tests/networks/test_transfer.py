@@ -108,8 +108,8 @@ def test_transfer_rows() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": []}, r"steps: got \[\], expected integers of at least 1"),
-        ({"steps": [5, 0]}, "steps: got .*, expected integers of at least 1"),
+        ({"steps": []}, r"steps: got \[\], expected one or more integers of at least 1"),
+        ({"steps": [5, 0]}, "steps: got .*, expected one or more integers of at least 1"),
         ({"examples": {"clean": TEST}}, "examples: got the names clean, expected each once"),
         ({"examples": {"noise": TEST[:3]}}, r"examples: got noise of shape \(3, 12\), expected \(20, 12\) as x"),
         ({"learning_rate": -1.0}, "learning_rate: got -1.0"),

@@ -67,13 +67,13 @@ def test_create_after_a_kill_before_the_config(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"a": {"b": [1, object()]}}, r"config\.a\.b\[1\]: expected a number.* got object"),
-        ({"a": {1: 2}}, r"config\.a: expected strings as keys, got 1"),
-        ([1], "config: expected a mapping, got list"),
+        ({"a": {"b": [1, object()]}}, r"config\.a\.b\[1\]: got <object.*, expected a number"),
+        ({"a": {1: 2}}, r"config\.a: got 1, expected strings as keys"),
+        ([1], "config: got .*, expected a mapping"),
     ],
 )
 def test_a_config_without_a_json_form(tmp_path, config, message):
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(ValueError, match=message):
         Run.create(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
@@ -143,7 +143,7 @@ def test_metrics_round_trip(tmp_path):
 
 def test_a_metric_without_a_json_form(tmp_path):
     run = Run.create(tmp_path, CONFIG)
-    with pytest.raises(TypeError, match=r"metric 'loss': expected a number, .* got object"):
+    with pytest.raises(ValueError, match=r"metric 'loss': expected a number, .* got object"):
         run.log(1, loss=object())
     assert run.metrics() == []
 

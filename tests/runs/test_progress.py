@@ -86,7 +86,7 @@ def test_nothing_updated_and_no_steps(capsys):
 
 
 def test_negative_totals():
-    with pytest.raises(ValueError, match="total and start: expected 0 or more steps, got -1 and 0"), progress(-1, "x"):
+    with pytest.raises(ValueError, match="total: got -1, expected an integer of at least 0"), progress(-1, "x"):
         pass
 
 

@@ -99,7 +99,7 @@ def test_a_page_with_nothing_but_a_title(tmp_path):
     ("picture", "error", "message"),
     [
         (b"GIF89a", ValueError, r"figures\['f'\]: expected a PNG"),
-        (3, TypeError, r"figures\['f'\]: expected a matplotlib Figure, .* got int"),
+        (3, ValueError, r"figures\['f'\]: got 3, expected a matplotlib Figure"),
         ("/none.png", FileNotFoundError, "none"),
     ],
 )
