@@ -87,7 +87,8 @@ def draw(rng: np.random.Generator) -> tuple[Architecture, tuple[int, int, int]]:
     while True:
         layers = [makers[i]() for i in rng.choice(6, rng.integers(3, 6), p=chances)]
         layers += [makers[rng.integers(4, 6)](), Dense(*stds())]
-        shape = (*two(7), int(rng.integers(1, 12)))
+        # Of one channel pixels are multiples of each other, whose angles neural-tangents has to sqrt(eps) only.
+        shape = (*two(7), int(rng.integers(2, 12)))
         try:
             architecture = Architecture(tuple(layers), "drawn", str(rng.choice(["ntk", "standard"])), 5)
             jax.eval_shape(ntkit.nngp(architecture), jax.ShapeDtypeStruct((1, *shape), "f"))
