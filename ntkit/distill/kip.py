@@ -34,6 +34,7 @@ from ntkit.distill.distilled import Distilled
 from ntkit.distill.losses import Loss, check_loss
 from ntkit.distill.support import Init, check_data_set, initial_support
 from ntkit.kernels import Kernel
+from ntkit.kernels.base import check_kernel
 from ntkit.runs import Loop, Run, columns
 from ntkit.runs.loop import check_record, check_session
 
@@ -132,7 +133,7 @@ def kip(
     family = (kernel,) if isinstance(kernel, Kernel) else kernel
     if not isinstance(family, list | tuple) or not family or not all(isinstance(each, Kernel) for each in family):
         raise wrong("kernel", kernel, "an ntkit.Kernel such as ntkit.ntk(ntkit.fc(1)), or several in a list")
-    family = tuple(family)
+    family = tuple(check_kernel("kernel", each) for each in family)
     images, labels, num_classes = check_data_set(images, labels, num_classes)
     if preprocessing is not None:
         check_preprocessing("preprocessing", preprocessing, images.shape[1:])

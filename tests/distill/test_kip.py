@@ -446,6 +446,7 @@ def bad(array, index, value):
         ({"init": bad(SUPPORT, 2, np.nan)}, "init: got NaN or infinity in 1 of 6 images, the first at index 2"),
         ({"kernel": "ntk"}, "kernel: got 'ntk', expected an ntkit.Kernel such as"),
         ({"kernel": []}, r"kernel: got \[\], expected"),
+        ({"kernel": [ntkit.Kernel()]}, "kernel: got a Kernel, which is no pytree, expected"),
         ({"mesh": "all"}, "mesh: got str, expected a jax.sharding.Mesh"),
         ({"optimizer": 0.01}, "optimizer: got 0.01, expected an optax.GradientTransformation"),
     ],

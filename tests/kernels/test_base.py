@@ -187,7 +187,12 @@ def test_a_kernel_that_is_no_pytree_is_refused() -> None:
 
     message = "kernel: got a Constant, which is no pytree, expected its class to be registered"
     for kernel in (Constant(), 2.0 * Constant(), FC + Constant()):
-        for call in (kernel, kernel.diagonal):
+        for call in (
+            kernel,
+            kernel.diagonal,
+            lambda x, kernel=kernel: ntkit.gram(kernel, x),
+            lambda x, kernel=kernel: ntkit.regression.fit(kernel, x, x),
+        ):
             with pytest.raises(ValueError, match=message):
                 call(X1)
 
