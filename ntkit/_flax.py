@@ -110,4 +110,5 @@ class Affine(nn.Module):
             return x
         bias_init = nn.initializers.normal(self.b_std if self.standard else 1.0)
         bias = self.param("bias", bias_init, (self.features,), jnp.float32)
+        bias = bias.reshape(*(1,) * (x.ndim - 1), -1)
         return x + bias if self.standard else x + self.b_std * bias

@@ -189,8 +189,7 @@ def flow(
     check_scalar("time", time, infinite=True)
     check_scalar("learning_rate", learning_rate)
     gram = gram_in_blocks(kernel, x)
-    scaled_time = jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / y.size
-    weights = _flow(gram, y, scaled_time)
+    weights = _flow_for(gram, y, time, learning_rate)
     if not traced(weights):
         _check_finite("flow", weights)
     return Predictor(kernel, x, weights, jnp.zeros((), gram.dtype))
@@ -246,6 +245,12 @@ def warn_of_ridge(asked: float, used: float) -> None:
             RidgeWarning,
             stacklevel=3,
         )
+
+
+@jax.jit
+def _flow_for(gram: Array, y: Array, time: ArrayLike, learning_rate: ArrayLike) -> Array:
+    """Give the weights after a time. Compiled: else jax_debug_infs would see each step on the way to infinity."""
+    return _flow(gram, y, jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / y.size)
 
 
 @jax.custom_jvp

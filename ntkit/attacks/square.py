@@ -137,7 +137,7 @@ def _window(place: Array, size: Array, x: Array) -> Array:
     rows, columns = (jnp.arange(n) for n in x.shape[:2])
     down = (rows >= place[0]) & (rows < place[0] + size[0])
     right = (columns >= place[1]) & (columns < place[1] + size[1])
-    return (down[:, None] & right)[:, :, None]
+    return (down[:, None] & right[None])[:, :, None]
 
 
 def _l2(radius: float, key: Array, x: Array) -> Array:
@@ -164,7 +164,7 @@ def _change_l2(radius: float, size: Array, key: Array, x: Array, current: Array)
     change = current - x
 
     def squares(part: Array) -> Array:
-        return jnp.sum(part**2, axis=(0, 1))
+        return jnp.sum(part**2, axis=(0, 1), keepdims=True)
 
     unused = jnp.maximum(radius**2 - jnp.sum(change**2), 0)
     available = jnp.sqrt(squares(jnp.where(one | other, change, 0)) + unused / x.shape[2])
@@ -202,10 +202,10 @@ def _halves(size: Array, place: Array, shape: tuple[int, ...]) -> Array:
 
     def bump(first: Array | int, height: Array) -> Array:
         centre = (first + height // 2, size[1] // 2)
-        distance = jnp.maximum(jnp.abs(rows - centre[0])[:, None], jnp.abs(columns - centre[1]))
+        distance = jnp.maximum(jnp.abs(rows - centre[0])[:, None], jnp.abs(columns - centre[1])[None])
         most = jnp.maximum(height, size[1]) // 2 + 1
         inside = (rows >= first) & (rows < first + height)
-        inside = inside[:, None] & ((columns >= 0) & (columns < size[1]))
+        inside = inside[:, None] & ((columns >= 0) & (columns < size[1]))[None]
         return jnp.where(inside & (distance < most), piled[most] - piled[jnp.minimum(distance, most)], 0)
 
     upper, lower = bump(0, half), bump(half, size[0] - half)

@@ -134,8 +134,8 @@ def rotate_shift_flip(
     _, height, width, _ = images.shape
     dtype = images.dtype
     middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
-    down = (jnp.arange(height) - shift[:, :1] - middle_row)[:, :, None].astype(dtype)
-    right = (jnp.arange(width) - shift[:, 1:] - middle_column)[:, None, :].astype(dtype)
+    down = (jnp.arange(height)[None] - shift[:, :1] - middle_row)[:, :, None].astype(dtype)
+    right = (jnp.arange(width)[None] - shift[:, 1:] - middle_column)[:, None, :].astype(dtype)
     cos, sin = jnp.cos(angle)[:, None, None].astype(dtype), jnp.sin(angle)[:, None, None].astype(dtype)
     row = jnp.clip(cos * down + sin * right + middle_row, 0, height - 1)
     column = jnp.clip(cos * right - sin * down + middle_column, 0, width - 1)

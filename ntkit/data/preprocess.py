@@ -137,12 +137,12 @@ class Standardize(Preprocessing):
     def transform(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
         """`(x − mean) / std`, channel by channel."""
         x = _batch_of(x, (self.mean.shape[0],))
-        return (x - self.mean) / self.std
+        return (x - _by_channel(self.mean, x)) / _by_channel(self.std, x)
 
     def inverse(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
         """`x · std + mean`, channel by channel: exactly the inverse."""
         x = _batch_of(x, (self.mean.shape[0],))
-        return x * self.std + self.mean
+        return x * _by_channel(self.std, x) + _by_channel(self.mean, x)
 
 
 @told_apart
@@ -233,7 +233,8 @@ class ZCA(Preprocessing):
         With layer normalization the brightness and the contrast of `x` make no difference.
         """
         x = _batch_of(x, self.shape)
-        z = ((x - self.mean) / self.std).reshape(*x.shape[: x.ndim - len(self.shape)], -1)
+        z = (x - _by_channel(self.mean, x)) / _by_channel(self.std, x)
+        z = z.reshape(*x.shape[: x.ndim - len(self.shape)], -1)
         if self.layer_norm:
             z = _layer_normalized(z)
         return _product(z, self.whitening).reshape(x.shape)
@@ -247,7 +248,12 @@ class ZCA(Preprocessing):
         """
         x = _batch_of(x, self.shape)
         z = _product(x.reshape(*x.shape[: x.ndim - len(self.shape)], -1), self.unwhitening)
-        return (self.norm * z).reshape(x.shape) * self.std + self.mean
+        return (self.norm * z).reshape(x.shape) * _by_channel(self.std, x) + _by_channel(self.mean, x)
+
+
+def _by_channel(values: Array, x: Array) -> Array:
+    """Lay one number for each channel along the last dimension of `x`."""
+    return values.reshape(*(1,) * (x.ndim - 1), -1)
 
 
 def _check_moments(mean: Any, std: Any) -> None:

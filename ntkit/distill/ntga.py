@@ -118,7 +118,7 @@ def ntga(
     fixed = _Fixed(
         key=key_steps,
         kernel=jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), kernel),
-        time=jnp.asarray(time, dtype),
+        time=np.asarray(time, dtype),
         step_size=jnp.asarray(step_size, dtype),
         preprocessing=preprocessing,
         images=jnp.asarray(images),
@@ -165,7 +165,7 @@ class _Fixed:
 
     key: Array
     kernel: Kernel
-    time: Array
+    time: Array | np.ndarray  # NumPy's, since it may be infinite, which jax_debug_infs finds in JAX's
     step_size: Array
     preprocessing: Preprocessing | None
     images: Array

@@ -151,7 +151,7 @@ def _measure(
     targets = targets_of(classes, columns.shape[1])
 
     def loss(value: Array, column: Array) -> Array:
-        return jnp.sum(cross_entropy(value[:, None] * column, classes))
+        return jnp.sum(cross_entropy(value[:, None] * column[None], classes))
 
     # Of one feature the loss depends on one number for each image: the sign of its slope by that decides.
     by_value = jax.vmap(jax.grad(loss), (1, 0))(values, columns)
@@ -167,7 +167,7 @@ def _measure(
     after = jnp.einsum("kmn,nk->mk", kernels, vectors, precision="highest")
 
     def of_feature(value: Array, after: Array, column: Array) -> _Sums:
-        clean, outputs = value[:, None] * column, after[:, None] * column
+        clean, outputs = value[:, None] * column[None], after[:, None] * column[None]
         right = ~fooled(clean, classes)
         still = right & ~fooled(outputs, classes)
         weights = counts.astype(x.dtype)

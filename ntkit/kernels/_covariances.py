@@ -394,7 +394,7 @@ def _links(
 def _into_cells(total: Array, values: Array, at: _Row, cells: Cells, dim: int) -> Array:
     """Add one displacement's covariances to those of the displacements to which their cells belong."""
     for i, target in enumerate(at.targets):
-        weights = at.weights[i].reshape(-1, *(1,) * (-1 - dim))
+        weights = _along(at.weights[i], dim, values.ndim)
         if cells.count == 1:
             part = jnp.sum(values * weights, axis=dim, keepdims=True)
         else:
@@ -419,8 +419,13 @@ def _from_cells(cotangent: Array, at: _Row, cells: Cells, dim: int) -> Array:
                 pads = [(0, 0)] * part.ndim
                 pads[dim] = (cells.start, max(0, size - cells.start - cells.step * cells.count))
                 part = _slice(jnp.pad(part, pads), 0, size, 1, dim)
-        total = total + part * at.weights[i].reshape(-1, *(1,) * (-1 - dim))
+        total = total + part * _along(at.weights[i], dim, part.ndim)
     return total
+
+
+def _along(weights: Array, dim: int, ndim: int) -> Array:
+    """Lay weights (size,) along a dimension, counted from the last, of an array of `ndim`."""
+    return weights.reshape(*(1,) * (ndim + dim), -1, *(1,) * (-1 - dim))
 
 
 def _slice(a: Array, start: int, stop: int, step: int, dim: int) -> Array:
@@ -499,10 +504,10 @@ def _mean_over(window: _Window, values: Array, links: tuple[Array, Array], trans
     pads = [(0, 0)] * (values.ndim - 2) + [(above, rows - 1 - above), (left, columns - 1 - left)]
     padded = keep(jnp.pad(keep(values), pads, mode="wrap" if window.wraps else "constant"))
     for i in range(rows):
-        mean = mean + _slice(padded, i, i + height, 1, -2) * down[i][:, None]
+        mean = mean + _slice(padded, i, i + height, 1, -2) * _along(down[i], -2, values.ndim)
     along, mean = keep(mean), jnp.zeros((), values.dtype)
     for i in range(columns):
-        mean = mean + _slice(along, i, i + width, 1, -1) * right[i]
+        mean = mean + _slice(along, i, i + width, 1, -1) * _along(right[i], -1, values.ndim)
     return keep(mean)
 
 

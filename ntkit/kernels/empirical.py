@@ -266,7 +266,7 @@ def _product(kernel: EmpiricalNTK, x1: Array, x2: Array, v: Array) -> Array:
     cotangents = kernel._cotangents(x1)
 
     def of_output(cotangent: Array) -> Array:
-        pushed = _pushed(kernel, x1, _pulled(kernel, x2, v[:, :, None] * cotangent))
+        pushed = _pushed(kernel, x1, _pulled(kernel, x2, v[:, :, None] * cotangent[None, None]))
         return jnp.einsum("nco,o->nc", pushed, cotangent, precision="highest")
 
     return jnp.mean(lax.map(of_output, cotangents), 0)

@@ -186,11 +186,12 @@ def _step(state: _State, image: Array, shift: Array, preconditioner: Preconditio
     indefinite = state.active & (curvature <= 0)
     going = state.active & ~indefinite
     length = jnp.where(going, state.product / jnp.where(going, curvature, 1), 0)
-    weights = state.weights + length * state.direction
-    residual = state.residual - length * image
+    weights = state.weights + length[None] * state.direction
+    residual = state.residual - length[None] * image
     preconditioned = preconditioner(residual)
     product = jnp.sum(residual * preconditioned, axis=0)
-    direction = preconditioned + jnp.where(going, product / jnp.where(going, state.product, 1), 0) * state.direction
+    kept = jnp.where(going, product / jnp.where(going, state.product, 1), 0)
+    direction = preconditioned + kept[None] * state.direction
     going = going & (product > 0) & (jnp.linalg.norm(residual, axis=0) > tolerance)
     return _State(weights, residual, direction, product, going, state.indefinite | indefinite)
 

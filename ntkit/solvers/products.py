@@ -80,7 +80,7 @@ def symmetric_product(
         def add(total: Array, tile: Array) -> tuple[Array, None]:
             i, j = tile[0] * side, tile[1] * side
             # The exact diagonal: in a block of two batches an arccos near 1 spoils it.
-            same = (i + jnp.arange(side))[:, None] == j + jnp.arange(side)
+            same = (i + jnp.arange(side))[:, None] == (j + jnp.arange(side))[None]
             block = jnp.where(same, _at(diagonal, i, side), kernel(_at(x, i, side), _at(x, j, side)))
             total = _add_at(total, i, matmul(block, _at(v, j, side)))
             mirrored = matmul(block.T, _at(v, i, side))
@@ -103,7 +103,7 @@ def columns(mesh: Mesh, side: int, kernel: Kernel, x: Array, diagonal: Array, in
     def local(kernel: Kernel, tiles: Array, starts: Array, chosen: Array, diagonal: Array, indices: Array) -> Array:
         def rows(tile: tuple[Array, Array]) -> Array:
             left, start = tile
-            same = (start + jnp.arange(side))[:, None] == indices
+            same = (start + jnp.arange(side))[:, None] == indices[None]
             return jnp.where(same, diagonal, kernel(left, chosen))
 
         return lax.map(rows, (tiles, starts))
