@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,15 @@ import numpy as np
 
 from ntkit import plot, regression
 from ntkit.attacks import Adversary, Preprocessed
+from ntkit.cli.memory import check_gram, check_network
 from ntkit.cli.options import (
     CNNS,
     BallOptions,
     DataOptions,
-    KernelOptions,
     NetworkName,
     Prepared,
+    RegressionOptions,
     RunOptions,
-    at_least,
     config_of,
     make_architectures,
     make_kernels,
@@ -32,6 +32,7 @@ from ntkit.cli.options import (
     prepare,
     vacant_run,
 )
+from ntkit.cli.ranges import AttackSteps, Count, Integers, Rate, Time
 from ntkit.cli.tables import print_table
 from ntkit.data import Preprocessing, Split, one_hot
 from ntkit.kernels import Kernel
@@ -47,54 +48,54 @@ SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Attack(RunOptions, DataOptions, KernelOptions, BallOptions):
+class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
     """Craft adversarial examples on a kernel predictor, without training, and show them to networks trained later."""
 
     attack: Literal["fgsm", "pgd", "apgd", "fab", "square", "autoattack"] = "pgd"
     """Attack on the kernel predictor, and for comparison on each network itself."""
 
-    steps: int | None = None
+    steps: AttackSteps | None = None
     """Steps of each start of the attack; by default the attack's own number, 20 for pgd."""
 
-    restarts: int | None = None
+    restarts: AttackSteps | None = None
     """Starts of the attack, of pgd, apgd and fab; by default 1."""
 
-    time: float | None = None
+    time: Time | None = None
     """Time of gradient flow at which the infinitely wide network is attacked. By default it is trained to the end:
     kernel ridge regression. Networks trained by SGD are at time steps x learning rate x outputs."""
 
     classes: tuple[int, ...] = ()
     """Classes to keep, by their numbers; by default all. Of two, one output tells them apart, by its sign."""
 
-    train_limit: int = 2000
+    train_limit: Count = 2000
     """Training images, at most, of the kernel predictor and of the networks: a random choice."""
 
-    test_limit: int = 500
+    test_limit: Count = 500
     """Test images, at most, to attack: a random choice."""
 
     network_architectures: tuple[NetworkName, ...] = ()
     """Networks that the examples are shown to; by default of the kernel's architecture. Others of any depth have their
     default one."""
 
-    widths: tuple[int, ...] = (64, 1024)
+    widths: tuple[Count, ...] = (64, 1024)
     """Units or channels of the hidden layers of fc, conv, convnet and myrtle; the others have their published ones."""
 
-    network_steps: tuple[int, ...] = (100, 1000)
+    network_steps: tuple[Annotated[int, Integers(1, 10**8)], ...] = (100, 1000)
     """Numbers of gradient steps after which the networks are looked at, all of one training."""
 
-    network_seeds: int = 3
+    network_seeds: Count = 3
     """Networks of each kind, each from its own initialization."""
 
     network_optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer of the networks; its learning rate is constant."""
 
-    network_learning_rate: float | None = None
+    network_learning_rate: Rate | None = None
     """Learning rate of the networks; by default 0.1 for sgd and 0.001 for adam."""
 
     network_loss: Literal["mse", "cross_entropy"] = "mse"
     """Loss that the networks are trained on."""
 
-    network_batch: int | None = None
+    network_batch: Count | None = None
     """Images of each step of the networks' training; by default all."""
 
     centred: bool = True
@@ -111,6 +112,7 @@ class Attack(RunOptions, DataOptions, KernelOptions, BallOptions):
         key_task, key_craft, key_networks = jax.random.split(make_key(self.seed), 3)
         prepared = prepare(self)
         task = self._task(prepared, key_task)
+        check_gram("train_limit", self.train_limit, len(task.train))
         modules = self._modules(task)
         out = self.out or vacant_run(self.dataset, "attack", self.attack, self.architecture)
         with new_run(out, config_of(self, ("out",))) as run:
@@ -130,18 +132,11 @@ class Attack(RunOptions, DataOptions, KernelOptions, BallOptions):
 
     def _check(self) -> None:
         """Check what the library would see only after a while."""
-        at_least(1, train_limit=self.train_limit, test_limit=self.test_limit, network_seeds=self.network_seeds)
-        for name in ("steps", "restarts", "network_batch", "widths", "network_steps"):
-            given = getattr(self, name)
-            for value in given if isinstance(given, tuple) else () if given is None else (given,):
-                at_least(1, **{name: value})
+        if self.time is not None and self.ridge != Attack.ridge:
+            raise ValueError(f"ridge: got {self.ridge:g}, expected none beside --time")
         for name in ("widths", "network_steps"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: got none, expected at least one")
-        if not (np.isfinite(self._learning_rate) and self._learning_rate > 0):
-            raise ValueError(f"network_learning_rate: got {self._learning_rate}, expected a finite number above 0")
-        if self.time is not None and not self.time >= 0:
-            raise ValueError(f"time: got {self.time}, expected at least 0")
 
     def _adversary(self) -> Adversary:
         options: dict[str, Any] = {name: getattr(self, name) for name in ("steps", "restarts")}
@@ -166,9 +161,11 @@ class Attack(RunOptions, DataOptions, KernelOptions, BallOptions):
     def _modules(self, task: _Task) -> dict[str, Module]:
         """Give the networks, by their names in the table."""
         found: dict[str, Module] = {}
+        shape = task.test.images.shape[1:]
         for kind in dict.fromkeys(self.network_architectures or (self.architecture,)):
             for width in (None,) if kind in CNNS else dict.fromkeys(self.widths):
-                name, module = make_network(self, kind, task.outputs, width, task.test.images.shape[1:])
+                name, module = make_network(self, kind, task.outputs, width, shape)
+                check_network("widths", width, module, shape)
                 found[name if width is None else f"{name}, width {width}"] = module
         return found
 

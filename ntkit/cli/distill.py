@@ -19,15 +19,15 @@ import tyro
 
 from ntkit import distill, plot
 from ntkit.attacks import Adversary
+from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
     DISTRIBUTED,
     AdversaryOptions,
     DataOptions,
     DistributedOptions,
-    KernelOptions,
     Prepared,
+    RegressionOptions,
     RunOptions,
-    at_least,
     config_of,
     hyper_parameters,
     made_run,
@@ -39,6 +39,7 @@ from ntkit.cli.options import (
     prepare,
     vacant_run,
 )
+from ntkit.cli.ranges import Count, Integers, Rate, Time
 from ntkit.cli.robustness import (
     ROBUSTNESS,
     RobustnessOptions,
@@ -61,29 +62,29 @@ _CLEAN = "clean"
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill(RunOptions, DataOptions, KernelOptions, AdversaryOptions, RobustnessOptions, DistributedOptions):
+class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, RobustnessOptions, DistributedOptions):
     """Distil a data set with KIP: learn a few images on which kernel regression predicts the whole set.
 
     With --adversary pgd it is adv-KIP, which learns from attacked images; the same distillation without an adversary
     follows, and a table of what is left of the accuracies of both under attack.
     """
 
-    per_class: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
+    per_class: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 1
     """Distilled images of each class."""
 
-    steps: int = 1000
+    steps: Annotated[int, Integers(0)] = 1000
     """Gradient steps."""
 
-    learning_rate: float = 0.01
+    learning_rate: Rate = 0.01
     """Learning rate of Adam, in units of the preprocessed pixels and of the labels per step."""
 
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant, or falling to 0 along a cosine."""
 
-    target_batch: int = 5000
+    target_batch: Count = 5000
     """Images of each step's random, class-balanced target batch; at least the training set's size: all of it."""
 
-    support_batch: int | None = None
+    support_batch: Count | None = None
     """Images of each step's random, class-balanced subset of the support set; by default all."""
 
     init: Literal["real", "noise"] = "real"
@@ -105,13 +106,13 @@ class Distill(RunOptions, DataOptions, KernelOptions, AdversaryOptions, Robustne
     resume: Path | None = None
     """Run directory to go on with; its configuration is used, and options given beside it must agree."""
 
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two records in metrics.jsonl."""
 
-    checkpoint_every: float = 60.0
+    checkpoint_every: Time = 60.0
     """Seconds between checkpoints."""
 
-    full_set_limit: int = 5000
+    full_set_limit: Count = 5000
     """Training images, at most, of the last row of the table: kernel regression on all of a large set takes its
     number's cube in time and its square in memory."""
 
@@ -144,15 +145,16 @@ class Distill(RunOptions, DataOptions, KernelOptions, AdversaryOptions, Robustne
         kernels = make_kernels(self)
         key = make_key(self.seed)
         optimizer = _optimizer(self.learning_rate, self.schedule, self.steps)
-        at_least(1, full_set_limit=self.full_set_limit)
         adversary = make_adversary(self)
-        self.check_robustness()
+        if adversary is None:
+            self._check_no_adversary()
         group = self.group()
         with contextlib.ExitStack() as stack:
             resumption = stack.enter_context(_Resumption())
             with group.together():
                 opened = None if self.resume is None else Run.resume(self.resume, self.config())
                 prepared = prepare(self)
+                self._check_memory(prepared)
             with group.together():
                 run = opened if group.leads else None
                 if group.leads and run is None:
@@ -161,6 +163,19 @@ class Distill(RunOptions, DataOptions, KernelOptions, AdversaryOptions, Robustne
                 resumption.run = run
             kip = functools.partial(self._kip, prepared, kernels, key, optimizer)
             self._distil(run, prepared, kernels, adversary, kip)
+
+    def _check_no_adversary(self) -> None:
+        """Check that nothing is asked for that only an adversary needs."""
+        for kind in (AdversaryOptions, RobustnessOptions):
+            for field in dataclasses.fields(kind):
+                if (value := getattr(self, field.name)) != field.default:
+                    raise ValueError(f"{field.name}: got {value!r}, expected --adversary beside it")
+
+    def _check_memory(self, prepared: Prepared) -> None:
+        images, every = self.per_class * prepared.num_classes, len(prepared.train_images)
+        # Of real images there are no more, and the library says so.
+        check_gram("per_class", self.per_class, min(images, every) if self.init == "real" else images)
+        check_gram("full_set_limit", self.full_set_limit, min(self.full_set_limit, every))
 
     def _distil(
         self,
@@ -306,8 +321,6 @@ def _optimizer(learning_rate: float, schedule: str, steps: int) -> Any:
     # Cached: in one process a new object would be a new compilation.
     import optax
 
-    if not (np.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate: got {learning_rate!r}, expected a finite number above 0")
     return optax.adam(
         optax.cosine_decay_schedule(learning_rate, max(steps, 1)) if schedule == "cosine" else learning_rate
     )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 
 from ntkit import networks, plot, regression
 from ntkit.attacks import Adversary, Preprocessed
+from ntkit.cli.memory import check_gram, check_network
 from ntkit.cli.options import (
     CNNS,
     AdversaryOptions,
@@ -22,7 +23,6 @@ from ntkit.cli.options import (
     NetworkName,
     Prepared,
     RunOptions,
-    at_least,
     config_of,
     make_adversary,
     make_key,
@@ -31,6 +31,7 @@ from ntkit.cli.options import (
     prepare,
     vacant_run,
 )
+from ntkit.cli.ranges import Count, Integers, Rate, TrainingSteps
 from ntkit.cli.tables import print_table
 from ntkit.data import Split, one_hot
 from ntkit.networks import Dynamics as KernelDynamics
@@ -57,29 +58,29 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
     architecture: NetworkName = "fc"
     """The network."""
 
-    depth: int | None = None
+    depth: Annotated[int, Integers(1, 1000)] | None = None
     """Hidden layers of fc, conv, convnet and myrtle; by default 1, 3, 3 and 5."""
 
-    width: int | None = None
+    width: Count | None = None
     """Units or channels of the hidden layers; by default 256, and of simple_cnn, alexnet and vgg11 as published."""
 
     activation: str = "relu"
     """Nonlinearity of fc, conv, convnet and myrtle: relu, erf, gelu and others with a closed form."""
 
-    at: tuple[int, ...] = (0, 10, 30, 100, 300, 1000)
+    at: tuple[TrainingSteps, ...] = (0, 10, 30, 100, 300, 1000)
     """Numbers of gradient steps at which the kernel is taken; 0 is the initialization, and training ends at the largest
     one."""
 
-    sample: int = 200
+    sample: Annotated[int, Integers(2)] = 200
     """Training images that the kernel is taken on: a random choice."""
 
-    top: int = 20
+    top: Count = 20
     """Eigenvectors of the kernel's top part; the others are its bottom part."""
 
-    train_limit: int = 2000
+    train_limit: Count = 2000
     """Training images, at most: a random choice."""
 
-    test_limit: int = 500
+    test_limit: Count = 500
     """Test images, at most, of the accuracies: a random choice."""
 
     loss: Literal["mse", "cross_entropy"] = "cross_entropy"
@@ -88,10 +89,10 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer; its learning rate is constant."""
 
-    learning_rate: float | None = None
+    learning_rate: Rate | None = None
     """Learning rate; by default 0.1 for sgd and 0.001 for adam."""
 
-    batch_size: int | None = 128
+    batch_size: Count | None = 128
     """Images of each step; None: all."""
 
     centred: bool = False
@@ -148,19 +149,11 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
 
     def _check(self) -> None:
         """Check what the library would see only after a while, or call by another name."""
-        at_least(2, sample=self.sample)
-        at_least(1, train_limit=self.train_limit, test_limit=self.test_limit, top=self.top)
-        for name in ("width", "batch_size", "depth"):
-            if (value := getattr(self, name)) is not None:
-                at_least(1, **{name: value})
-        for step in self.at:
-            at_least(0, at=step)
         if len({*self.at}) < 2:
             raise ValueError(f"at: got {self.at}, expected two or more different numbers of steps")
-        if (rate := self.learning_rate) is not None and not (np.isfinite(rate) and rate > 0):
-            raise ValueError(f"learning_rate: got {rate}, expected a finite number above 0")
-        if self.architecture in CNNS and self.depth is not None:
-            raise ValueError(f"depth: got {self.depth} for {self.architecture}, expected none: it has its own")
+        for name in ("depth", "activation") if self.architecture in CNNS else ():
+            if (value := getattr(self, name)) != getattr(Dynamics, name):
+                raise ValueError(f"{name}: got {value!r} for {self.architecture}, expected none: it has its own")
 
     def _adversary(self) -> Adversary:
         adversary = make_adversary(self)
@@ -187,6 +180,7 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
             width = 256 if width is None else width
         shape = prepared.dataset.train.images.shape[1:]
         name, module = make_network(KernelOptions(**options), self.architecture, prepared.num_classes, width, shape)
+        check_network("width", width, module, shape)
         return name if width is None else f"{name} of width {width}", module
 
     def _task(self, prepared: Prepared, key: jax.Array) -> _Task:
@@ -194,6 +188,7 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
         train = prepared.dataset.train.choice(self.train_limit, key_train)
         test = prepared.dataset.test.choice(self.test_limit, key_test)
         task = _Task(prepared, train, test, train.choice(self.sample, key_sample))
+        check_gram("sample", self.sample, len(task.sample))
         if self.top >= len(task.sample):
             raise ValueError(f"top: got {self.top}, expected less than the {len(task.sample)} images of the sample")
         return task

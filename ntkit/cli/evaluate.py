@@ -11,24 +11,26 @@ import jax
 import tyro
 
 from ntkit import networks, regression
+from ntkit.cli.memory import check_network
 from ntkit.cli.options import (
     DataOptions,
     KernelOptions,
     Prepared,
-    at_least,
+    RegressionOptions,
     make_architectures,
     make_kernels,
     options_from,
     prepare,
     with_hyper_parameters,
 )
+from ntkit.cli.ranges import Count, Rate, TrainingSteps
 from ntkit.cli.tables import in_words, mean_and_std, print_table
 from ntkit.distill import Distilled
 from ntkit.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate(DataOptions, KernelOptions):
+class Evaluate(DataOptions, RegressionOptions):
     """Evaluate a distilled set: kernel regression, and a finite network trained on it.
 
     Data set, preprocessing, kernel and ridge are those that the set was made with, if it says, unless given here.
@@ -37,16 +39,16 @@ class Evaluate(DataOptions, KernelOptions):
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")] = dataclasses.field(kw_only=True)
     """Run directory, or .npz file of images and labels (as fed to the kernel)."""
 
-    width: int = 1024
+    width: Count = 1024
     """Units or channels of each hidden layer of the finite network."""
 
-    network_steps: int = 500
+    network_steps: TrainingSteps = 500
     """Steps of Adam that the finite network is trained for; 0: no finite network."""
 
-    network_learning_rate: float = 0.001
+    network_learning_rate: Rate = 0.001
     """Learning rate of the finite network, at the beginning; it falls to 0 along a cosine."""
 
-    network_seeds: int = 3
+    network_seeds: Count = 3
     """Networks to train, each from its own initialization."""
 
     @property
@@ -64,13 +66,11 @@ class Evaluate(DataOptions, KernelOptions):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `run` opens it once more
             _, config = _open(self.path)
-        stored = options_from(DataOptions, config) | options_from(KernelOptions, config)
+        stored = options_from(DataOptions, config) | options_from(RegressionOptions, config)
         return tyro.cli(Evaluate, args=arguments, default=dataclasses.replace(self, **stored))
 
     def run(self) -> None:
         """Evaluate and print the table."""
-        at_least(0, network_steps=self.network_steps)
-        at_least(1, width=self.width, network_seeds=self.network_seeds)
         kernels = make_kernels(self)
         distilled, config = _open(self.path)
         prepared = prepare(self)
@@ -80,6 +80,9 @@ class Evaluate(DataOptions, KernelOptions):
                 f"path: got images of shape {distilled.images.shape[1:]} with {distilled.labels.shape[1]} classes, "
                 f"expected {expected} with {prepared.num_classes} as in {self.dataset}"
             )
+        if self.network_steps > 0:
+            for architecture in make_architectures(self):
+                check_network("width", self.width, architecture.flax(prepared.num_classes, self.width), expected)
         if "kernels" in distilled.metadata and self._kernel_is(config):
             kernels = with_hyper_parameters(kernels, distilled.metadata["kernels"])
         rows = []
@@ -105,9 +108,8 @@ class Evaluate(DataOptions, KernelOptions):
 
     def _kernel_is(self, config: dict[str, Any]) -> bool:
         """Whether the kernel is the one that the set was distilled with, so that what was learned of it fits."""
-        names = [field.name for field in dataclasses.fields(KernelOptions) if field.name != "ridge"]
         made_with = KernelOptions(**options_from(KernelOptions, config))
-        return all(getattr(self, name) == getattr(made_with, name) for name in names)
+        return all(getattr(self, name) == value for name, value in dataclasses.asdict(made_with).items())
 
     def _row(self, name: str, models: list[Any], prepared: Prepared) -> dict[str, Any]:
         images, labels = prepared.test_images, prepared.dataset.test.labels

@@ -13,14 +13,15 @@ import jax
 import numpy as np
 
 from ntkit import features, plot
+from ntkit._checks import check_integer
 from ntkit.attacks import Adversary, Ball
+from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
     BallOptions,
     DataOptions,
     KernelOptions,
     Prepared,
     RunOptions,
-    at_least,
     config_of,
     make_architectures,
     make_kernels,
@@ -29,6 +30,7 @@ from ntkit.cli.options import (
     prepare,
     vacant_run,
 )
+from ntkit.cli.ranges import Count
 from ntkit.cli.tables import print_table
 from ntkit.data import Split, one_hot
 from ntkit.kernels import of_pixels
@@ -47,13 +49,13 @@ SHOWN_FEATURES = (0, 1, 3, 10, 30, 100)
 class Features(RunOptions, DataOptions, KernelOptions, BallOptions):
     """Decompose a kernel into the features of its eigenvectors; tell how useful and how robust each of them is."""
 
-    images: int = 1000
+    images: Count = 1000
     """Training images, at most, of the Gram matrix: a random choice."""
 
-    top: int | None = None
+    top: Count | None = None
     """Features, of the largest eigenvalues; by default all, one for each image."""
 
-    test_limit: int = 200
+    test_limit: Count = 200
     """Test images, at most, to measure on: a random choice."""
 
     def run(self) -> None:
@@ -62,13 +64,14 @@ class Features(RunOptions, DataOptions, KernelOptions, BallOptions):
         kernels = make_kernels(self)
         if len(kernels) != 1:
             raise ValueError(f"depth: got {self.depth}, expected one: features are of one kernel")
-        at_least(1, images=self.images, test_limit=self.test_limit)
         ball = self.ball
         Adversary("fgsm", ball)  # whose checks are those of the sweep, before anything is computed
         key_train, key_test = jax.random.split(make_key(self.seed))
         prepared = prepare(self)
         train = prepared.dataset.train.choice(self.images, key_train)
         test = prepared.dataset.test.choice(self.test_limit, key_test)
+        check_gram("images", self.images, len(train))
+        check_integer("top", self.top or 1, 1, len(train))
         kernel = of_pixels(kernels[0], prepared.preprocessing)
         targets = np.asarray(one_hot(train.labels, prepared.num_classes))
         out = self.out or vacant_run(self.dataset, "features", self.architecture)

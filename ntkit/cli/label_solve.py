@@ -10,13 +10,13 @@ import tyro
 
 from ntkit import distill
 from ntkit.cli.distill import write_results
+from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
     DISTRIBUTED,
     DataOptions,
     DistributedOptions,
-    KernelOptions,
+    RegressionOptions,
     RunOptions,
-    at_least,
     config_of,
     make_kernels,
     make_key,
@@ -24,18 +24,19 @@ from ntkit.cli.options import (
     prepare,
     vacant_run,
 )
+from ntkit.cli.ranges import Count
 from ntkit.cli.tables import accuracy_table, in_words, print_table
 from ntkit.distill.support import initial_support
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelSolve(RunOptions, DataOptions, KernelOptions, DistributedOptions):
+class LabelSolve(RunOptions, DataOptions, RegressionOptions, DistributedOptions):
     """Keep random real images and find their best labels in closed form (Label Solve)."""
 
-    per_class: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
+    per_class: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 1
     """Images of each class."""
 
-    full_set_limit: int = 5000
+    full_set_limit: Count = 5000
     """Training images, at most, of the last row of the table."""
 
     def run(self) -> None:
@@ -43,12 +44,12 @@ class LabelSolve(RunOptions, DataOptions, KernelOptions, DistributedOptions):
         kernels = make_kernels(self)
         if len(kernels) != 1:
             raise ValueError(f"depth: got {self.depth}, expected one: labels are solved for one kernel")
-        at_least(1, per_class=self.per_class, full_set_limit=self.full_set_limit)
         key = make_key(self.seed)
         group = self.group()
         with contextlib.ExitStack() as stack:
             with group.together():
                 prepared = prepare(self)
+                check_gram("full_set_limit", self.full_set_limit, min(self.full_set_limit, len(prepared.train_images)))
                 images, labels = prepared.train_images, prepared.dataset.train.labels
                 support = initial_support("real", images, labels, prepared.num_classes, self.per_class, key)
             with group.together():

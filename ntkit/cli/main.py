@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import io
+import os
 import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from ntkit._checks import told
 from ntkit.cli.streams import unfailing_streams
 from ntkit.runs import Interrupted, Interruptible
 
@@ -55,33 +59,60 @@ def _run(name: str, arguments: list[str]) -> None:
     import tyro
 
     from ntkit.cli.options import DistributedOptions, as_flag
+    from ntkit.cli.ranges import check_ranges
 
-    commands = {command: getattr(importlib.import_module(module), of) for command, (module, of) in COMMANDS.items()}
     options: Any = None
     try:
         with _one_line_errors(name):
-            options = tyro.extras.subcommand_cli_from_dict(
-                commands,
-                prog="ntkit",
-                description="Neural tangent kernels to work with: distil a data set, and look at what came out.",
-                args=arguments,
-            )
+            if arguments[:1] and arguments[0] in COMMANDS:
+                # Only what is asked for is imported.
+                options = tyro.cli(_command(arguments[0]), prog=name, args=arguments[1:])
+            else:
+                options = tyro.extras.subcommand_cli_from_dict(
+                    {command: _command(command) for command in COMMANDS},
+                    prog="ntkit",
+                    description="Neural tangent kernels to work with: distil a data set, and look at what came out.",
+                    args=arguments,
+                )
+        check_ranges(options)
         if isinstance(options, DistributedOptions):
             # Before anything is computed: what a run has to say of itself, for one, asks for the device.
             options.start()
         if hasattr(options, "completed"):
             with _one_line_errors(name):
                 options = options.completed(arguments[1:])
+            check_ranges(options)
         options.run()
     except OSError as error:
-        # With a number but no file name str() would put "[Errno 13]" before the message.
-        _exit(name, as_flag(str(error) if error.filename or not error.strerror else error.strerror, options))
+        _exit(name, as_flag(_of_a_file(error, options), options))
     except (ValueError, FloatingPointError, ImportError) as error:
         _exit(name, as_flag(str(error), options))
+    except MemoryError as error:
+        _exit(name, f"out of memory: {error}")
     except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # of a device
+            _exit(name, str(error).splitlines()[0])
         if type(error) is not RuntimeError:  # a subclass is a fault of ours or of XLA's: its traceback is wanted
             raise
         _exit(name, as_flag(str(error), options))
+
+
+def _command(name: str) -> Any:
+    module, of = COMMANDS[name]
+    return getattr(importlib.import_module(module), of)
+
+
+def _of_a_file(error: OSError, options: Any) -> str:
+    """Say what the system has against a file, and by which option it was given."""
+    message = error.strerror or str(error)
+    if error.filename is None:
+        return message
+    path = os.fsdecode(error.filename)
+    for field in dataclasses.fields(options) if options is not None else ():
+        given = getattr(options, field.name)
+        if isinstance(given, Path) and path.startswith(str(given)):
+            return f"{field.name}: got {told(path)}: {message}"
+    return f"{told(path)}: {message}"
 
 
 def _exit(name: str, message: str) -> NoReturn:

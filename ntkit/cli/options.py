@@ -10,7 +10,7 @@ import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from ntkit import networks
 from ntkit.activations import ACTIVATIONS
 from ntkit.architectures import check_image_shape
 from ntkit.attacks import L2, Adversary, Ball, Linf
+from ntkit.cli.ranges import AttackSteps, Depth, Integers, Scale
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
 from ntkit.networks.training import Module
 from ntkit.runs import Interrupted, Run, uninterrupted
@@ -43,7 +44,7 @@ class DataOptions:
     preprocess: Literal["auto", "none", "standardize", "zca"] = "auto"
     """Preprocessing. "auto": as in the KIP papers, "standardize" for grey images and "zca" for colour."""
 
-    zca_regularization: float = 0.1
+    zca_regularization: Scale = 0.1
     """Regularization of ZCA, relative to the mean eigenvalue of the covariance; at least 0."""
 
 
@@ -54,7 +55,7 @@ class KernelOptions:
     architecture: Literal["fc", "conv", "convnet", "myrtle"] = "fc"
     """Network whose infinitely wide limit is the kernel."""
 
-    depth: tuple[int, ...] = ()
+    depth: tuple[Depth, ...] = ()
     """Hidden layers; several depths make a family, of which each step samples one. Default by architecture: fc 1,
     conv 3, convnet 3, myrtle 5."""
 
@@ -64,13 +65,18 @@ class KernelOptions:
     activation: str = "relu"
     """Nonlinearity: relu, erf, gelu and others with a closed form."""
 
-    W_std: float = 2**0.5
+    W_std: Scale = 2**0.5
     """Standard deviation of the weights, times the square root of the fan-in; at least 0."""
 
-    b_std: float = 0.1
+    b_std: Scale = 0.1
     """Standard deviation of the biases; at least 0."""
 
-    ridge: float = 1e-6
+
+@dataclasses.dataclass(frozen=True)
+class RegressionOptions(KernelOptions):
+    """Which kernel, and how its regression is regularized."""
+
+    ridge: Scale = 1e-6
     """Ridge, relative to the mean of the Gram matrix's diagonal; at least 0."""
 
 
@@ -109,7 +115,7 @@ class AdversaryOptions(BallOptions):
     adversary: Literal["none", "fgsm", "pgd", "apgd"] = "none"
     """Attack each target batch through the predictor of the current support set (adv-KIP)."""
 
-    adversary_steps: int | None = None
+    adversary_steps: AttackSteps | None = None
     """Gradient steps of the adversary; by default 10, and one for fgsm."""
 
 
@@ -124,10 +130,10 @@ class DistributedOptions:
     coordinator: str | None = None
     """Address of the first process, HOST:PORT, that the others reach it by."""
 
-    processes: int | None = None
+    processes: Annotated[int, Integers(1, 2**16)] | None = None
     """Number of processes."""
 
-    process: int | None = None
+    process: Annotated[int, Integers(0)] | None = None
     """Number of this one, from 0. Process 0 writes and prints the results."""
 
     def start(self) -> None:
@@ -176,7 +182,6 @@ class DistributedOptions:
         if not (host and port.isdecimal() and 0 < int(port) < 2**16):
             raise ValueError(f"coordinator: got {self.coordinator!r}, expected HOST:PORT")
         processes, process = self.processes or 0, -1 if self.process is None else self.process
-        at_least(1, processes=processes)
         if not 0 <= process < processes:
             raise ValueError(f"process: got {process}, expected 0 to {processes - 1}")
 
@@ -245,12 +250,19 @@ class Prepared:
 
 
 def prepare(options: DataOptions) -> Prepared:
-    """Load the data set and fit the preprocessing to its training images."""
+    """Load the data set and fit the preprocessing to its training images.
+
+    **Raises:** `ValueError` that names an option, of those that would not be looked at too.
+    """
+    if options.dataset == "digits" and options.data_dir is not None:
+        raise ValueError(f"data_dir: got {str(options.data_dir)!r}, expected none for 'digits', which needs none")
     dataset = load(options.dataset, options.data_dir)
     grey = dataset.train.images.shape[-1] == 1
     kind = options.preprocess
     if kind == "auto":
         kind = "standardize" if grey else "zca"
+    if kind != "zca" and options.zca_regularization != DataOptions.zca_regularization:
+        raise ValueError(f"zca_regularization: got {options.zca_regularization}, expected --preprocess zca beside it")
     preprocessing: Preprocessing
     if kind == "zca":
         preprocessing = ZCA.fit(dataset.train.images, regularization=options.zca_regularization)
@@ -294,16 +306,12 @@ def make_network(
 def make_adversary(options: AdversaryOptions) -> Adversary | None:
     """Give the adversary that target batches are attacked by."""
     if options.adversary == "none":
-        for name in ("radius", "adversary_steps"):
-            if (value := getattr(options, name)) is not None:
-                raise ValueError(f"{name}: got {value!r}, expected --adversary beside it")
         return None
     if options.adversary == "fgsm":
         if options.adversary_steps is not None:
             raise ValueError(f"adversary_steps: got {options.adversary_steps!r} for fgsm, expected none: it takes one")
         return Adversary("fgsm", options.ball)
     steps = 10 if options.adversary_steps is None else options.adversary_steps
-    at_least(1, adversary_steps=steps)
     # A large loss rather than a wrong class: KIP learns from what is wrong already, too.
     further: dict[str, Any] = {"stop_early": False} if options.adversary == "pgd" else {}
     return Adversary(options.adversary, options.ball, steps=steps, **further)
@@ -356,6 +364,8 @@ def made_run(out: Path, config: Mapping[str, Any]) -> Iterator[Run]:
 
     What was left by the same command, killed before it had written anything, is taken for new.
     """
+    if not _is_utf8(out):
+        raise ValueError(f"out: got {str(out)!r}, expected a name in UTF-8, as checkpoints need")
     run: Run | None = None
     mine = not os.path.exists(out)
     try:
@@ -376,17 +386,18 @@ def made_run(out: Path, config: Mapping[str, Any]) -> Iterator[Run]:
         raise
 
 
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _discard_killed(out: Path, config: Mapping[str, Any]) -> None:
     with contextlib.suppress(OSError, ValueError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Run.resume(out, config).discard()
-
-
-def at_least(least: int, **arguments: int) -> None:
-    """Check options that the library does not see, or not before hours have gone by."""
-    for name, value in arguments.items():
-        if value < least:
-            raise ValueError(f"{name}: got {value}, expected at least {least}")
 
 
 def make_key(seed: int) -> jax.Array:

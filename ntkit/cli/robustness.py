@@ -12,13 +12,14 @@ import numpy as np
 
 from ntkit import attacks, networks, regression
 from ntkit.attacks import Adversary, MaskedGradientsWarning, Preprocessed
+from ntkit.cli.memory import check_network
 from ntkit.cli.options import (
     CNNS,
     NetworkName,
     Prepared,
-    at_least,
     make_network,
 )
+from ntkit.cli.ranges import Count, Rate, TrainingSteps
 from ntkit.data import one_hot
 from ntkit.distill import Distilled
 from ntkit.kernels import Kernel
@@ -36,35 +37,26 @@ BATCH = 128
 class RobustnessOptions:
     """How a robust set is looked at, beside kernel regression."""
 
-    attacked_images: int = 500
+    attacked_images: Count = 500
     """Test images, at most, that the table under attack is about: the first ones."""
 
     network_architectures: tuple[NetworkName, ...] = ()
     """Networks that are trained on the sets, and adversarially on the data, for the table under attack; by default the
     kernel's architecture."""
 
-    network_width: int | None = None
+    network_width: Count | None = None
     """Units or channels of the networks (of simple_cnn, alexnet and vgg11: of the first layer); by default 512, or as
     published."""
 
-    network_steps: int = 500
+    network_steps: TrainingSteps = 500
     """Steps of Adam that each network is trained for; 0: no networks."""
 
-    network_learning_rate: float | None = None
+    network_learning_rate: Rate | None = None
     """Learning rate of the networks, at the beginning; it falls to 0 along a cosine. By default 0.01, and 0.001 for
     simple_cnn, alexnet and vgg11, which are not in the NTK parameterization."""
 
-    network_seeds: int = 1
+    network_seeds: Count = 1
     """Networks of each kind, each from its own initialization."""
-
-    def check_robustness(self) -> None:
-        """Raise `ValueError` that names an option."""
-        at_least(0, network_steps=self.network_steps)
-        at_least(1, attacked_images=self.attacked_images, network_seeds=self.network_seeds)
-        if self.network_width is not None:
-            at_least(1, network_width=self.network_width)
-        if (rate := self.network_learning_rate) is not None and not (np.isfinite(rate) and rate > 0):
-            raise ValueError(f"network_learning_rate: got {rate!r}, expected a finite number above 0")
 
 
 # Options that say how a result is looked at, and not what it is.
@@ -80,7 +72,10 @@ def robustness_networks(options: Any, prepared: Prepared) -> dict[str, Module]:
         return {}
     names = dict.fromkeys(options.network_architectures or (options.architecture,))
     shape = prepared.train_images.shape[1:]
-    return dict(make_network(options, name, prepared.num_classes, options.network_width, shape) for name in names)
+    networks = dict(make_network(options, name, prepared.num_classes, options.network_width, shape) for name in names)
+    for module in networks.values():
+        check_network("network_width", options.network_width, module, shape)
+    return networks
 
 
 def robustness_table(

@@ -8,15 +8,18 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
 import ntkit
 from ntkit import features, networks, regression
+from ntkit._checks import check_integer
 from ntkit.architectures import check_image_shape
-from ntkit.cli.options import CNNS, DataOptions, RunOptions, at_least, config_of, make_key, new_run, prepare, vacant_run
+from ntkit.cli.memory import check_gram, check_network
+from ntkit.cli.options import CNNS, DataOptions, RunOptions, config_of, make_key, new_run, prepare, vacant_run
+from ntkit.cli.ranges import Count, Integers, Rate
 from ntkit.cli.tables import print_table
 from ntkit.data import Split, one_hot
 from ntkit.features.scores import HIGHER_IS_BETTER
@@ -51,38 +54,37 @@ class Score(RunOptions, DataOptions):
     """Networks: fc, conv, convnet or myrtle with a depth, such as fc2, or simple_cnn, alexnet or vgg11; behind an x
     the width, such as fc2x128 (default: 64, or as published)."""
 
-    images: int = 200
+    images: Count = 200
     """Training images, at most, of the kernels."""
 
-    train_limit: int = 1000
+    train_limit: Count = 1000
     """Training images, at most, of the trained networks and of the NNGP."""
 
-    epochs: int = 3
+    epochs: Count = 3
     """Epochs of training after which label-gradient alignment is taken again."""
 
-    steps: int = 400
+    steps: Annotated[int, Integers(1, 10**8)] = 400
     """Steps of Adam after which the accuracy counts."""
 
-    learning_rate: float = 0.003
+    learning_rate: Rate = 0.003
     """Learning rate of Adam, constant."""
 
-    seeds: int = 2
+    seeds: Count = 2
     """Initializations of each network: of scores and accuracies the mean counts."""
 
     def run(self) -> None:
         """Score, train, compare, and write the run directory."""
         started = time.monotonic()
-        at_least(1, images=self.images, train_limit=self.train_limit, epochs=self.epochs, steps=self.steps)
-        at_least(1, seeds=self.seeds)
-        if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate: got {self.learning_rate}, expected a finite number above 0")
         key = make_key(self.seed)
         if len({*self.candidates}) < 2:
-            raise ValueError(f"candidates: got {', '.join(self.candidates) or 'none'}, expected two or more to rank")
+            raise ValueError(f"candidates: got {self.candidates}, expected two or more to rank")
         prepared = prepare(self)
         shape = prepared.train_images.shape[1:]
         modules = {name: _module(name, prepared.num_classes, shape) for name in dict.fromkeys(self.candidates)}
+        for name, module in modules.items():
+            check_network("candidates", name, module, shape)
         train = Split(prepared.train_images, prepared.dataset.train.labels).choice(self.train_limit, key)
+        check_gram("train_limit", self.train_limit, len(train))
         data = _Data(
             train.images,
             train.labels,
@@ -95,7 +97,7 @@ class Score(RunOptions, DataOptions):
             rows: list[dict[str, Any]] = []
             with progress(len(modules), "score") as bar:
                 for name, module in modules.items():
-                    keys = [jax.random.fold_in(key, seed) for seed in range(self.seeds)]
+                    keys = (jax.random.fold_in(key, seed) for seed in range(self.seeds))
                     found = [self._measured(module, data, each) for each in keys]
                     means = {of: float(np.mean([one[of] for one in found])) for of in found[0]}
                     spread = float(np.std([one["accuracy"] for one in found]))
@@ -180,6 +182,8 @@ def _module(name: str, outputs: int, shape: tuple[int, ...]) -> Module:
         raise ValueError(f"candidates: got {name!r}, expected one such as fc2, conv3x16, convnet2x64 or simple_cnn")
     kind, depth, width, cnn, cnn_width = match.groups()
     try:
+        check_integer("depth", int(depth or 1), 0, 1000)
+        check_integer("width", int(width or cnn_width or 1))
         if cnn is not None:
             return CNNS[cnn](outputs) if cnn_width is None else CNNS[cnn](outputs, width=int(cnn_width))
         architecture = BUILD[kind](int(depth))

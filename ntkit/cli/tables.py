@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ntkit import regression
-from ntkit.cli.options import KernelOptions, Prepared, make_architectures, make_kernels
+from ntkit.cli.options import Prepared, RegressionOptions, make_architectures, make_kernels
 from ntkit.data import Split, one_hot
 from ntkit.distill import Distilled
 from ntkit.distill.support import initial_support
@@ -20,7 +20,7 @@ DRAWS = 10
 
 
 def accuracy_table(
-    options: KernelOptions,
+    options: RegressionOptions,
     prepared: Prepared,
     distilled: Distilled,
     per_class: int,

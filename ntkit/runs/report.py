@@ -106,8 +106,9 @@ def write_report(
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )
-    with atomic_write(path, "w") as file:
-        file.write(page)
+    with atomic_write(path) as file:
+        # What a path may have in it and UTF-8 has not is no reason to do without the page.
+        file.write(page.encode(errors="backslashreplace"))
 
 
 def _summary(summary: str | Mapping[str, object]) -> str:

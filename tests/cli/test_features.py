@@ -36,8 +36,8 @@ def test_the_run_directory_is_complete_and_the_same_again(tmp_path, capsys) -> N
 
 BAD = {
     "--radius 8": "--radius: got a radius of 8, expected at most 1",
-    "--images 0": "--images: got 0, expected at least 1",
-    "--test-limit 0": "--test-limit: got 0, expected at least 1",
+    "--images 0": "--images: got 0, expected an integer of at least 1",
+    "--test-limit 0": "--test-limit: got 0, expected an integer of at least 1",
     "--images 20 --top 21": "--top: got 21, expected an integer from 1 to 20",
     "--depth 1 2": "--depth: got (1, 2), expected one",
     "--seed -1": "--seed: got -1",

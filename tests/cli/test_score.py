@@ -37,11 +37,11 @@ def test_kendall_of_perfect_ranks() -> None:
 
 
 BAD = {
-    "--candidates fc1": "--candidates: got fc1, expected two or more to rank",
+    "--candidates fc1": "--candidates: got ('fc1',), expected two or more to rank",
     "--candidates fc1 nope": "--candidates: got 'nope', expected one such as fc2",
     "--candidates fc1 convnet7": "--candidates: got 'convnet7': ",
-    "--images 0": "--images: got 0, expected at least 1",
-    "--seeds 0": "--seeds: got 0, expected at least 1",
+    "--images 0": "--images: got 0, expected an integer of at least 1",
+    "--seeds 0": "--seeds: got 0, expected an integer of at least 1",
     "--learning-rate 0": "--learning-rate: got 0.0, expected a finite number above 0",
 }
 

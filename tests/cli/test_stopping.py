@@ -139,7 +139,7 @@ def test_while_ntkit_is_imported(number, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0])
+@pytest.mark.parametrize("after", [1.0, 1.5, 2.0, 3.0, 4.5])
 def test_the_process_at_any_moment(after, tmp_path):
     path = tmp_path / "run"
     command = [sys.executable, "-c", "import ntkit_command; ntkit_command.main()", *DISTILL, "--steps", "1000000"]
