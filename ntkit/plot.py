@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ntkit._checks import check_integer, check_number, check_path, check_real, check_sequence, check_text, wrong
+from ntkit._checks import (
+    check_instance,
+    check_integer,
+    check_named,
+    check_number,
+    check_path,
+    check_real,
+    check_sequence,
+    check_text,
+    wrong,
+)
 from ntkit.runs.files import atomic_write
 
 if TYPE_CHECKING:
@@ -207,9 +217,14 @@ def transfer(
     """
     from matplotlib.ticker import NullFormatter, PercentFormatter
 
+    expected = "one row or more of ntkit.networks.transfer_rows"
+    for row in check_sequence("rows", rows, expected):
+        _check_keys("rows", row, ("network", "steps", "accuracy"), expected)
+    if not rows:
+        raise wrong("rows", rows, expected)
+    if names is not None:
+        check_named("names", names, "names by the kinds of images")
     panels = list(dict.fromkeys(row["network"] for row in rows))
-    if not panels:
-        raise ValueError("rows: expected at least one, got none")
     kinds = list(dict.fromkeys(kind for row in rows for kind in row["accuracy"]))
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
@@ -255,6 +270,9 @@ def features(swept: "Sweep", *, title: str | None = None) -> "Figure":
     """
     from matplotlib.ticker import PercentFormatter
 
+    from ntkit.features import Sweep
+
+    check_instance("swept", swept, Sweep, "what ntkit.features.sweep gives")
     figure = _figure((9.6, 3.6), title)
     along, across = figure.subplots(1, 2)
     place = np.arange(1, len(swept.eigenvalues) + 1)
@@ -296,8 +314,11 @@ def dynamics(found: Mapping[str, Mapping[str, Any]], *, title: str | None = None
 
     - `ValueError`: there is no training.
     """
+    expected = "one result or more of ntkit.networks.Dynamics.summary, by the names of the trainings"
+    for metrics in check_named("found", found, expected).values():
+        _check_keys("found", metrics, ("steps", "distances", "rotation", "concentration", "velocity"), expected)
     if not found:
-        raise ValueError("found: expected at least one training, got none")
+        raise wrong("found", found, expected)
     columns = max(3, len(found) + 1)
     figure = _figure((3.5 * columns, 6.8), title)
     grid = figure.add_gridspec(2, columns)
@@ -375,8 +396,11 @@ def convergence(found: Mapping[str, "Convergence"], *, components: int = 6, titl
     """
     from matplotlib.ticker import PercentFormatter
 
-    if not found:
-        raise ValueError("found: expected at least one set of labels, got none")
+    from ntkit.networks import Convergence
+
+    expected = "one result or more of ntkit.networks.convergence, by the names of the labels"
+    if not check_named("found", found, expected) or not all(isinstance(one, Convergence) for one in found.values()):
+        raise wrong("found", found, expected)
     check_integer("components", components)
     figure = _figure((12.6, 3.8), title)
     each, whole, spread = figure.subplots(1, 3)
@@ -432,6 +456,11 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
     with atomic_write(path) as file:
         figure.savefig(file, format=ending, metadata=undated)
+
+
+def _check_keys(name: str, value: object, keys: Sequence[str], expected: str) -> None:
+    if not isinstance(value, Mapping) or not all(key in value for key in keys):
+        raise wrong(name, value, expected)
 
 
 def _figure(size: tuple[float, float], title: str | None) -> "Figure":

@@ -206,7 +206,7 @@ def test_transfer_panels():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["as they are", "white_box"]
     assert render(figure).size
     assert len(plot.transfer([{**row, "network": str(i)} for i in range(5) for row in rows]).axes) == 5
-    with pytest.raises(ValueError, match="rows: expected at least one, got none"):
+    with pytest.raises(ValueError, match=r"rows: got \[\], expected one row or more"):
         plot.transfer([])
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from ntkit._checks import check_integer, check_key
+from ntkit._checks import check_array, check_batch, check_instance, check_integer, check_key, check_text, wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,12 @@ class Split:
 
     images: Float32[np.ndarray, "n height width channels"]
     labels: Int32[np.ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        check_batch("images", self.images)
+        labels = check_array("labels", self.labels, "integer classes (n,)")
+        if labels.shape != (len(self.images),) or not np.issubdtype(labels.dtype, np.integer):
+            raise wrong("labels", labels, f"integers of shape ({len(self.images)},), one class for each image")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,3 +60,11 @@ class Dataset:
     test: Split
     num_classes: int
     class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name)
+        for name in ("train", "test"):
+            check_instance(name, getattr(self, name), Split, "an ntkit.data.Split")
+        check_integer("num_classes", self.num_classes)
+        if not isinstance(self.class_names, tuple) or len(self.class_names) != self.num_classes:
+            raise wrong("class_names", self.class_names, f"a tuple of {self.num_classes} names, one for each class")

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ntkit._checks import check_file
 from ntkit.gram import manifest as manifests
 from ntkit.gram.tiles import Tile, Tiling
 from ntkit.runs import lock
@@ -63,6 +64,9 @@ class Store:
         if manifest is None:
             return None
         manifests.check(path, manifest, identity)
+        for entry in path.iterdir():
+            if entry.name not in (".lock", "blocks"):
+                check_file("store", entry, "a file of a store")
         return cls(path, manifest)
 
     @classmethod

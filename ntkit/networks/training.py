@@ -88,7 +88,15 @@ class TrainedNetwork:
 
     def __call__(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m outputs"]:
         """Predict the outputs (m, outputs) for a batch of inputs."""
-        return _apply(self.module, self.variables, self.initial, jnp.asarray(x))
+        x = jnp.asarray(check_batch("x", x))
+        try:
+            return _apply(self.module, self.variables, self.initial, x)
+        except Exception as error:
+            if not type(error).__module__.startswith("flax"):
+                raise
+            raise ValueError(
+                f"x: got inputs of shape {x.shape[1:]}, expected those that the network takes ({type(error).__name__})"
+            ) from error
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], Module]:
         """Take apart what JAX sees of it."""

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ntkit._checks import check_file
+from ntkit._checks import check_file, check_real, wrong
 from ntkit.runs.files import atomic_write
 
 
@@ -79,9 +79,7 @@ def _plain(name: str, value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return np.asarray(value).tolist()
+        return np.asarray(check_real(name, value)).tolist()
     if isinstance(value, list | tuple):
         return [_plain(name, item) for item in value]
-    raise ValueError(
-        f"metric {name!r}: expected a number, a string, or an array or list of them, got {type(value).__name__}"
-    )
+    raise wrong(name, value, "a number, a string, or an array or list of them")

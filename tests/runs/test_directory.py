@@ -143,7 +143,7 @@ def test_metrics_round_trip(tmp_path):
 
 def test_a_metric_without_a_json_form(tmp_path):
     run = Run.create(tmp_path, CONFIG)
-    with pytest.raises(ValueError, match=r"metric 'loss': expected a number, .* got object"):
+    with pytest.raises(ValueError, match=r"loss: got <object object .*, expected a number"):
         run.log(1, loss=object())
     assert run.metrics() == []
 
