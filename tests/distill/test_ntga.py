@@ -134,7 +134,7 @@ def test_the_key_decides_and_all_blocks_share_one_compilation():
     np.testing.assert_array_equal(first, ntga(**options))
     assert np.any(first != ntga(**options, key=jax.random.key(1)))
     ntga(**options, time=20.0, steps=3, step_size=0.1)
-    assert traced == [(12, 3)]
+    assert traced == [(2, 3), (12, 3)]  # at the door, and compiled
 
 
 def test_blocks_have_one_size_and_their_share_of_each_class():
