@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from ntkit.cli import main
+from ntkit.distill import Distilled
 from ntkit.runs import Run
+from tests.cli.command import status
+from tests.data.test_load import examples, write_tfds
 
 DISTILL = {
     "--per-class 0": "--per-class: got 0, expected an integer of at least 1",
@@ -145,3 +148,21 @@ def test_the_process_exits_with_2(tmp_path):
         "ntkit distill: Error parsing -n/--per-class: invalid literal for int() with base 10: 'x'\n"
     )
     assert not os.listdir(tmp_path)
+
+
+def test_a_data_directory_that_a_file_names_runs_nothing(tmp_path, monkeypatch, capsys):
+    write_tfds(tmp_path / "data", {"train": examples(6), "test": examples(6)})
+    features = tmp_path / "data" / "made_up" / "1.0.0" / "features.json"
+    own = "tensorflow_datasets.core.features.image_feature.Image"
+    features.write_text(features.read_text().replace(own, "evil_features.X"))
+    (tmp_path / "evil_features.py").write_text("import pathlib; pathlib.Path('ran').touch()")
+    config = {"config": {"dataset": "made_up", "data_dir": str(tmp_path / "data"), "preprocess": "none"}}
+    Distilled(np.zeros((3, 5, 4, 3), np.float32), np.eye(3, dtype=np.float32), {}, config).save(tmp_path / "set.npz")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert status("evaluate", "set.npz") == 2
+    message = (
+        "ntkit evaluate: --dataset: got 'made_up', whose features.json names 'evil_features.X', expected TFDS's own"
+    )
+    assert capsys.readouterr().err.startswith(message)
+    assert not (tmp_path / "ran").exists()
