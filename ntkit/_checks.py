@@ -116,13 +116,16 @@ def check_positive(name: str, value: Any, *, unit: str = "") -> float:
 
 
 def check_scalar(name: str, value: Any, *, infinite: bool = False) -> Any:
-    """A finite number of at least 0 that may be traced, so that it can be differentiated by: the value as it is."""
+    """A finite number of at least 0 that may be traced, so that it can be differentiated by.
+
+    The value as it is, but for Python's integers: JAX would take them for 32-bit ones.
+    """
     if isinstance(value, jax.core.Tracer):
         if value.shape != () or not _is_real(value.dtype):
             raise wrong(name, value, "a scalar of at least 0")
         return value
-    check_number(name, value, least=0, infinite=infinite)
-    return value
+    number = check_number(name, value, least=0, infinite=infinite)
+    return number if isinstance(value, int) else value
 
 
 def check_seconds(name: str, value: Any) -> float:

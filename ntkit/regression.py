@@ -144,7 +144,7 @@ def fit(
     finite.
     """
     x, y = check_training_set(x, y)
-    check_scalar("ridge", ridge)
+    ridge = check_scalar("ridge", ridge)
     solver = Cholesky() if solver is None else solver
     if not isinstance(solver, Solver):
         raise wrong("solver", solver, "ntkit.regression.Cholesky() or CG()")
@@ -186,8 +186,7 @@ def flow(
     finite.
     """
     x, y = check_training_set(x, y)
-    check_scalar("time", time, infinite=True)
-    check_scalar("learning_rate", learning_rate)
+    time, learning_rate = check_scalar("time", time, infinite=True), check_scalar("learning_rate", learning_rate)
     gram = gram_in_blocks(kernel, x)
     weights = _flow_for(gram, y, time, learning_rate)
     if not traced(weights):
