@@ -22,6 +22,8 @@ from ntkit.data.dataset import Dataset, Split
 
 # More of either are made up.
 MAX_PIXELS, MAX_CLASSES = 2**26, 10**6
+# What a byte of a PNG can become, of the greatest redundancy (zlib's technical notes).
+MOST_DEFLATED = 1032
 # How long a server may take to answer before another one of the set is asked.
 ANSWER_SECONDS = 5.0
 
@@ -173,6 +175,8 @@ def _read_split(name: str, builder: Any, split: str, image_key: str, label_key: 
         for encoded, label in _examples(builder, split, paths, image_key, label_key):
             image = _decoded(encoded, feature.shape[-1], None if pixels is None else pixels.shape[1:3])
             if pixels is None:
+                if n * image.nbytes > MOST_DEFLATED * size:
+                    raise ValueError(f"{n} images of shape {image.shape} announced, in files of {size} bytes")
                 # Filled in place in the pixels' own dtype, a quarter of what they take as floats.
                 pixels = np.empty((n, *image.shape), feature.np_dtype)
             if image.shape != pixels.shape[1:]:
@@ -183,6 +187,7 @@ def _read_split(name: str, builder: Any, split: str, image_key: str, label_key: 
             count += 1
         if pixels is None or count != n:
             raise ValueError(f"{count} images, expected {n}")
+        images = np.divide(pixels, np.iinfo(feature.np_dtype).max, dtype=np.float32)
     except _Ragged as error:
         raise _ragged(name, error.first, error.other) from None
     # What is cut off or made up makes readers and decoders raise nearly anything.
@@ -194,7 +199,7 @@ def _read_split(name: str, builder: Any, split: str, image_key: str, label_key: 
             f"name: got {name!r}, whose {split} split has labels from {labels.min()} to {labels.max()}, expected "
             f"classes from 0 to {num_classes - 1}"
         )
-    return Split(np.divide(pixels, np.iinfo(feature.np_dtype).max, dtype=np.float32), labels)
+    return Split(images, labels)
 
 
 def _examples(

@@ -515,3 +515,12 @@ def test_an_unbelievable_number_of_classes(made_up: Path) -> None:
     file.write_text(file.read_text().replace('"numClasses": "3"', '"numClasses": "1000000000000"'))
     with pytest.raises(ValueError, match=r"^name: got 'made_up' with 1000000000000 classes"):
         load("made_up", made_up)
+
+
+def test_more_pixels_announced_than_the_files_can_hold(made_up: Path) -> None:
+    black = [(np.zeros((2000, 2000, 3), np.uint8), 0)]
+    write_tfds(made_up / "bomb", {"train": black, "test": black})
+    file = of_made_up(made_up / "bomb", "dataset_info.json")
+    file.write_text(file.read_text().replace('["1"]', '["9000"]'))
+    with pytest.raises(ValueError, match=r"damaged: 9000 images of shape \(2000, 2000, 3\) announced, in files of"):
+        load("made_up", made_up / "bomb")
