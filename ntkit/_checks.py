@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ntkit._pytrees import static
+
 T = TypeVar("T")
 
 # Counts and indices are 32-bit integers in compiled code.
@@ -184,7 +186,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str], others: str = ""
 def check_option(name: str, value: Any, options: Mapping[str, T], others: str) -> T:
     """What one of a few strings stands for, or a function as it is. `others`: what function it may be."""
     if callable(value) and not isinstance(value, type):
-        return value
+        return static(value)
     return options[check_choice(name, value, options, others)]
 
 
@@ -386,9 +388,6 @@ def check_square(name: str, value: Any) -> np.ndarray:
     if np.abs(array - array.T).max() > 1e-3 * np.abs(array).max():
         raise ValueError(f"{name}: got one that is not symmetric, expected a Gram matrix")
     return array
-
-
-# --- What networks and models give
 
 
 # --- Paths

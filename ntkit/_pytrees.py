@@ -46,9 +46,7 @@ def as_pytree(function: Any) -> Any:
     """
     if jax.tree_util.all_leaves([function]):
         return _Function(ByValue(function))
-    try:
-        hash(jax.tree.structure(function))
-    except TypeError:
+    if not is_hashable(jax.tree.structure(function)):
         return _Function(ByValue(function))
     return traceable(function)
 
@@ -79,18 +77,34 @@ class ByValue:
 
     function: Any
 
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
     def __hash__(self) -> int:
-        try:
-            return hash(self.function)
-        except TypeError:
-            return id(self.function)
+        return hash(self.function) if is_hashable(self.function) else id(self.function)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ByValue):
             return False
         return self.function is other.function or (
-            type(self.function) is type(other.function) and bool(self.function == other.function)
+            type(self.function) is type(other.function)
+            and is_hashable(self.function)
+            and bool(self.function == other.function)
         )
+
+
+def is_hashable(value: Any) -> bool:
+    """Whether a value can decide, by what it is, what is compiled."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def static(function: Any) -> Any:
+    """Give a function that a compiled one can be made for: itself, or one that is known by being the same."""
+    return function if is_hashable(function) else ByValue(function)
 
 
 @told_apart

@@ -88,7 +88,8 @@ class Adversary:
         check_options(**{name: value for name, value in options.items() if name != "loss"})
         if "loss" in options:
             check = check_apgd_loss if attack == "apgd" else check_loss
-            check(options["loss"])
+            loss = check(options["loss"])
+            options |= {} if isinstance(options["loss"], str) else {"loss": loss}
         values = (attack, ball, (bounds[0], bounds[1]), tuple(sorted(options.items())))
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)

@@ -25,7 +25,7 @@ from ntkit._checks import (
     check_optimizer,
     wrong,
 )
-from ntkit._pytrees import as_pytree, told_apart
+from ntkit._pytrees import as_pytree, static, told_apart
 from ntkit.data import Preprocessing, one_hot
 from ntkit.data.preprocess import check_preprocessing
 from ntkit.distill.batches import ClassIndex
@@ -156,7 +156,7 @@ def kip(
         loss=check_loss(loss, num_classes, images.dtype),
         target_batch=_batch_size("target_batch", target_batch, len(images)),
         support_batch=_batch_size("support_batch", support_batch, support_size),
-        augment=augment,
+        augment=None if augment is None else static(augment),
         ridge=ridge,
         devices=devices,
     )

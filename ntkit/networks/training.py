@@ -34,7 +34,7 @@ from ntkit._checks import (
     wrong,
 )
 from ntkit._loops import slow_in_loops
-from ntkit._pytrees import as_pytree, told_apart
+from ntkit._pytrees import as_pytree, is_hashable, static, told_apart
 from ntkit.attacks.losses import cross_entropy, fooled
 from ntkit.data import Preprocessing, check_images
 from ntkit.data.preprocess import check_preprocessing
@@ -231,7 +231,7 @@ def train(
         loss=_loss(loss, targets),
         optimizer=_optimizer(optimizer, learning_rate, schedule, steps),
         batch_size=None if batch_size is None or batch_size >= len(images) else batch_size,
-        augment=augment,
+        augment=None if augment is None else static(augment),
     )
     fixed = _Fixed(
         key=key_steps,
@@ -475,6 +475,8 @@ def check_module(module: Module) -> None:
     has_both = callable(getattr(module, "init", None)) and callable(getattr(module, "apply", None))
     if isinstance(module, type) or not has_both:
         raise wrong("module", module, "a flax.linen module, or an object with its init and apply")
+    if not is_hashable(module):
+        raise ValueError(f"module: got {name}, which cannot be hashed, expected one without arrays among its fields")
 
 
 def _outputs(module: Module, key: Array, x: Array) -> int:

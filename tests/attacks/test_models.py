@@ -136,6 +136,22 @@ def test_a_pytree_that_jax_cannot_compare() -> None:
     )
 
 
+def test_losses_that_cannot_be_hashed() -> None:
+    @dataclasses.dataclass
+    class Negative:
+        scale: jax.Array
+
+        def __call__(self, outputs, classes):
+            return -self.scale * outputs[jnp.arange(len(outputs)), classes]
+
+    loss = Negative(jnp.ones(()))
+    expected = attacks.fgsm(MODEL, X, LABELS, Linf(0.1), loss=lambda outputs, classes: loss(outputs, classes))
+    np.testing.assert_array_equal(attacks.fgsm(MODEL, X, LABELS, Linf(0.1), loss=loss), expected)
+    adversary = Adversary("fgsm", Linf(0.1), loss=loss)
+    assert isinstance(hash(adversary), int)
+    np.testing.assert_array_equal(adversary(MODEL, X, LABELS, KEY), expected)
+
+
 class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x):

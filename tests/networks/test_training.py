@@ -1,3 +1,4 @@
+import dataclasses
 import signal
 
 import flax.linen as nn
@@ -253,6 +254,29 @@ def test_what_is_no_network_to_train(module, message: str) -> None:
     for door in doors:
         with pytest.raises(ValueError, match="^module: " + message):
             door()
+
+
+@dataclasses.dataclass
+class Scaled:
+    """A function with an array and equality of its own, so that it cannot be hashed."""
+
+    scale: jax.Array
+
+    def __call__(self, first, second):
+        if jnp.issubdtype(first.dtype, jax.dtypes.prng_key):
+            return self.scale * second
+        return self.scale * jnp.mean((first - second) ** 2)
+
+
+def test_functions_that_cannot_be_hashed() -> None:
+    setting = {"module": ntkit.fc(1).flax(2, 4), "images": X, "targets": Y, "key": KEY, "steps": 2}
+    found = networks.train(**setting, augment=Scaled(jnp.ones(())), loss=Scaled(jnp.full((), 2.0)))
+    expected = networks.train(**setting, loss=lambda outputs, targets: 2 * jnp.mean((outputs - targets) ** 2))
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-6)
+    module = Outputs(kind="row")
+    object.__setattr__(module, "kind", np.zeros(2))
+    with pytest.raises(ValueError, match=r"^module: got Outputs, which cannot be hashed"):
+        networks.train(**setting | {"module": module})
 
 
 def test_a_network_of_nnx_by_its_bridge() -> None:
