@@ -34,7 +34,7 @@ from ntkit._checks import (
     wrong,
 )
 from ntkit._loops import slow_in_loops
-from ntkit._pytrees import as_pytree, is_hashable, static, told_apart
+from ntkit._pytrees import ByValue, as_pytree, static, told_apart
 from ntkit.attacks.losses import cross_entropy, fooled
 from ntkit.data import Preprocessing, check_images
 from ntkit.data.preprocess import check_preprocessing
@@ -90,7 +90,7 @@ class TrainedNetwork:
         """Predict the outputs (m, outputs) for a batch of inputs."""
         x = jnp.asarray(check_batch("x", x))
         try:
-            return _apply(self.module, self.variables, self.initial, x)
+            return _apply(ByValue(self.module), self.variables, self.initial, x)
         except Exception as error:
             if not type(error).__module__.startswith("flax"):
                 raise
@@ -98,16 +98,16 @@ class TrainedNetwork:
                 f"x: got inputs of shape {x.shape[1:]}, expected those that the network takes ({type(error).__name__})"
             ) from error
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], Module]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], ByValue]:
         """Take apart what JAX sees of it."""
         key = jax.tree_util.GetAttrKey
-        return ((key("variables"), self.variables), (key("initial"), self.initial)), self.module
+        return ((key("variables"), self.variables), (key("initial"), self.initial)), ByValue(self.module)
 
     @classmethod
-    def tree_unflatten(cls, module: Module, children: tuple[Any, Any]) -> TrainedNetwork:
+    def tree_unflatten(cls, module: ByValue, children: tuple[Any, Any]) -> TrainedNetwork:
         """Put it together again, without its past."""
         variables, initial = children
-        return cls(variables, module, initial)
+        return cls(variables, module.function, initial)
 
 
 def initialize(
@@ -227,7 +227,7 @@ def train(
         expected = (len(images), outputs)
         raise ValueError(f"targets: got shape {targets.shape}, expected {expected} as the network's outputs")
     plan = _Plan(
-        module=start.module,
+        module=ByValue(start.module),
         loss=_loss(loss, targets),
         optimizer=_optimizer(optimizer, learning_rate, schedule, steps),
         batch_size=None if batch_size is None or batch_size >= len(images) else batch_size,
@@ -292,26 +292,26 @@ def train(
 
 
 def _initialized(module: Module, key: Array, x: Array, centred: bool) -> TrainedNetwork:
-    variables = dict(_init(module, key, x))
+    variables = dict(_init(ByValue(module), key, x))
     return TrainedNetwork(variables, module, variables if centred else None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(module: Module, key: Array, x: Array) -> Any:
-    return module.init(key, x)
+def _init(module: ByValue, key: Array, x: Array) -> Any:
+    return module.function.init(key, x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(module: Module, variables: Any, initial: Any, x: Array) -> Array:
-    outputs = module.apply(variables, x)
-    return outputs if initial is None else outputs - module.apply(initial, x)
+def _apply(module: ByValue, variables: Any, initial: Any, x: Array) -> Array:
+    outputs = module.function.apply(variables, x)
+    return outputs if initial is None else outputs - module.function.apply(initial, x)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     """What a step does: static, so that two trainings that differ in data alone share one compilation."""
 
-    module: Module
+    module: ByValue
     loss: Loss
     optimizer: optax.GradientTransformation
     batch_size: int | None
@@ -369,7 +369,7 @@ def _take(plan: _Plan, fixed: _Fixed, state: _State) -> _State:
     if plan.augment is not None:
         x = changed("augment", plan.augment, x, key_augment, x)
     if fixed.adversary is not None:
-        model: Any = TrainedNetwork(fixed.others | {"params": state.params}, plan.module, fixed.initial)
+        model: Any = TrainedNetwork(fixed.others | {"params": state.params}, plan.module.function, fixed.initial)
         if fixed.preprocessing is not None:
             model = attacks.Preprocessed(model, fixed.preprocessing)
         labels = _classes(y) if y.shape[1] > 1 else 2 * _classes(y) - 1
@@ -475,8 +475,6 @@ def check_module(module: Module) -> None:
     has_both = callable(getattr(module, "init", None)) and callable(getattr(module, "apply", None))
     if isinstance(module, type) or not has_both:
         raise wrong("module", module, "a flax.linen module, or an object with its init and apply")
-    if not is_hashable(module):
-        raise ValueError(f"module: got {name}, which cannot be hashed, expected one without arrays among its fields")
 
 
 def _outputs(module: Module, key: Array, x: Array) -> int:

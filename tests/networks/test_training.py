@@ -273,10 +273,13 @@ def test_functions_that_cannot_be_hashed() -> None:
     found = networks.train(**setting, augment=Scaled(jnp.ones(())), loss=Scaled(jnp.full((), 2.0)))
     expected = networks.train(**setting, loss=lambda outputs, targets: 2 * jnp.mean((outputs - targets) ** 2))
     np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-6)
-    module = Outputs(kind="row")
-    object.__setattr__(module, "kind", np.zeros(2))
-    with pytest.raises(ValueError, match=r"^module: got Outputs, which cannot be hashed"):
-        networks.train(**setting | {"module": module})
+    # A list makes such a module, in a layout that is usual.
+    module = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+    network = networks.train(**setting | {"module": module, "steps": 100, "learning_rate": 0.1})
+    assert network.losses[-1] < 0.1 * network.losses[0]
+    assert attacks.fgsm(network, np.abs(X) / 4, np.zeros(8, int), Linf(0.1)).shape == X.shape
+    assert ntkit.empirical_ntk(module.apply, network.variables)(X).shape == (8, 8)
+    assert networks.linearize(network)(X).shape == Y.shape
 
 
 def test_a_network_of_nnx_by_its_bridge() -> None:
