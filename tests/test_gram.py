@@ -232,6 +232,7 @@ def test_a_network_of_functions_is_known_by_its_values(tmp_path) -> None:
     [
         ("photo.jpg", "", "which contains 'photo.jpg', expected a new or empty directory, or a store"),
         ("gram.json", "{", "which is not whole"),
+        ("gram.json", "[" * 100_000, "which is not whole"),
         ("gram.json", '{"format": 7}', "of format 7, expected format 1"),
         ("gram.json", '{"format": 1}', "without block, dtype"),
     ],
@@ -243,6 +244,27 @@ def test_what_is_no_store_is_left_alone(name, content, message, tmp_path) -> Non
     assert os.listdir(tmp_path) == [name]
     with pytest.raises(ValueError, match=r"store: got .*expected"):
         stored(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [12, 12]}, "its shape: got "),
+        ({"symmetric": False}, "its symmetric: got False, expected True"),
+        ({"dtype": "float64"}, "its dtype: got float64, expected float32"),
+        ({"sample": {"a": 1}}, "its sample: got "),
+        ({"block": [0, 0]}, r"gram\.json' with blocks of \[0, 0\]"),
+        ({"block": [10**6, 1]}, r"gram\.json' with blocks of \[1000000, 1\]"),
+        ({"block": "8"}, r"gram\.json' with blocks of '8'"),
+        ({"versions": []}, r"versions \[\], expected a store's manifest"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(change, message, tmp_path) -> None:
+    stored(tmp_path)
+    path = tmp_path / "gram.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"^store: .*{message}"):
+        stored(tmp_path)
 
 
 def test_a_store_is_not_written_while_traced(tmp_path) -> None:

@@ -19,12 +19,11 @@ import tyro
 
 from ntkit import distill, plot
 from ntkit.attacks import Adversary
+from ntkit.cli.distributed import DISTRIBUTED, DistributedOptions
 from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
-    DISTRIBUTED,
     AdversaryOptions,
     DataOptions,
-    DistributedOptions,
     Prepared,
     RegressionOptions,
     RunOptions,
@@ -128,10 +127,10 @@ class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, Robu
             return self
         if self.out is not None:
             raise ValueError(f"out: got {str(self.out)!r}, expected none beside --resume")
-        with warnings.catch_warnings():
+        with self.group().together(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `run` opens it once more
             run = Run.resume(self.resume)
-            stored = Distill(**options_from(Distill, run.config), resume=self.resume)
+            stored = Distill(**options_from(Distill, run.config, run.path / "config.json"), resume=self.resume)
             given: Distill = tyro.cli(Distill, args=arguments, default=stored)
             Run.resume(self.resume, given.config())
         return given
@@ -148,8 +147,8 @@ class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, Robu
         adversary = make_adversary(self)
         if adversary is None:
             self._check_no_adversary()
-        group = self.group()
         with contextlib.ExitStack() as stack:
+            group = stack.enter_context(self.working())
             resumption = stack.enter_context(_Resumption())
             with group.together():
                 opened = None if self.resume is None else Run.resume(self.resume, self.config())
@@ -192,7 +191,9 @@ class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, Robu
         rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
         robust: list[dict[str, Any]] = []
         if adversary is not None:
-            with contextlib.nullcontext() if run is None else _within(run, _CLEAN) as clean_run:
+            with contextlib.ExitStack() as stack:
+                with self.group().together():
+                    clean_run = None if run is None else stack.enter_context(run_within(run, _CLEAN))
                 clean = kip(clean_run, None)
             sets = {"adv-KIP": distilled, "KIP": clean}
             robust = robustness_table(self, prepared, sets, kernels, modules, adversary, self.full_set_limit)
@@ -267,11 +268,12 @@ class _Resumption:
 
 
 @contextlib.contextmanager
-def _within(run: Run, name: str) -> Iterator[Run]:
+def run_within(run: Run, name: str) -> Iterator[Run]:
     """Make, or go on with, a run inside of another one."""
     path = run.path / name
-    if path.exists():
-        yield Run.resume(path)
+    # Killed between the two, the directory is there without it.
+    if (path / "config.json").exists():
+        yield Run.resume(path, run.config)
     else:
         with made_run(path, run.config) as made:
             yield made

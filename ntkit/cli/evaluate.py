@@ -66,7 +66,7 @@ class Evaluate(DataOptions, RegressionOptions):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `run` opens it once more
             _, config = _open(self.path)
-        stored = options_from(DataOptions, config) | options_from(RegressionOptions, config)
+        stored = options_from(DataOptions, config, self.path) | options_from(RegressionOptions, config, self.path)
         return tyro.cli(Evaluate, args=arguments, default=dataclasses.replace(self, **stored))
 
     def run(self) -> None:
@@ -108,7 +108,7 @@ class Evaluate(DataOptions, RegressionOptions):
 
     def _kernel_is(self, config: dict[str, Any]) -> bool:
         """Whether the kernel is the one that the set was distilled with, so that what was learned of it fits."""
-        made_with = KernelOptions(**options_from(KernelOptions, config))
+        made_with = KernelOptions(**options_from(KernelOptions, config, self.path))
         return all(getattr(self, name) == value for name, value in dataclasses.asdict(made_with).items())
 
     def _row(self, name: str, models: list[Any], prepared: Prepared) -> dict[str, Any]:
@@ -124,7 +124,12 @@ def _open(path: Path) -> tuple[Distilled, dict[str, Any]]:
         file = path / "distilled.npz"
         if not file.exists():
             raise FileNotFoundError(f"path: got {str(path)!r}, expected a finished run: it has no distilled.npz")
-        return Distilled.load(file), run.config
+        distilled = Distilled.load(file)
+        if distilled.metadata.get("config", run.config) != run.config:
+            raise ValueError(
+                f"path: got {str(path)!r}, whose config.json and distilled.npz differ, expected one and the same"
+            )
+        return distilled, run.config
     distilled = Distilled.load(path)
     config = distilled.metadata.get("config", {})
     return distilled, config if isinstance(config, dict) else {}

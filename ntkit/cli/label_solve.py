@@ -10,11 +10,10 @@ import tyro
 
 from ntkit import distill
 from ntkit.cli.distill import write_results
+from ntkit.cli.distributed import DISTRIBUTED, DistributedOptions
 from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
-    DISTRIBUTED,
     DataOptions,
-    DistributedOptions,
     RegressionOptions,
     RunOptions,
     config_of,
@@ -45,8 +44,8 @@ class LabelSolve(RunOptions, DataOptions, RegressionOptions, DistributedOptions)
         if len(kernels) != 1:
             raise ValueError(f"depth: got {self.depth}, expected one: labels are solved for one kernel")
         key = make_key(self.seed)
-        group = self.group()
         with contextlib.ExitStack() as stack:
+            group = stack.enter_context(self.working())
             with group.together():
                 prepared = prepare(self)
                 check_gram("full_set_limit", self.full_set_limit, min(self.full_set_limit, len(prepared.train_images)))

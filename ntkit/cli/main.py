@@ -58,7 +58,8 @@ def _run(name: str, arguments: list[str]) -> None:
     # tyro and the commands are imported here, so that the module costs nothing to whoever imports ntkit.
     import tyro
 
-    from ntkit.cli.options import DistributedOptions, as_flag
+    from ntkit.cli.distributed import DistributedOptions
+    from ntkit.cli.options import as_flag
     from ntkit.cli.ranges import check_ranges
 
     options: Any = None

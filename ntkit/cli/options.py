@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 import os
 import re
+import reprlib
 import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -20,12 +21,11 @@ from ntkit import networks
 from ntkit.activations import ACTIVATIONS
 from ntkit.architectures import check_image_shape
 from ntkit.attacks import L2, Adversary, Ball, Linf
-from ntkit.cli.ranges import AttackSteps, Depth, Integers, Scale
+from ntkit.cli.ranges import AttackSteps, Depth, Scale
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
 from ntkit.networks.training import Module
 from ntkit.runs import Interrupted, Run, uninterrupted
 from ntkit.runs.interruption import interrupt_in
-from ntkit.runs.processes import Group
 
 BALLS = {"linf": Linf, "l2": L2}
 RADII = {"linf": 0.1, "l2": 1.0}
@@ -118,76 +118,6 @@ class AdversaryOptions(BallOptions):
     adversary_steps: AttackSteps | None = None
     """Gradient steps of the adversary; by default 10, and one for fgsm."""
 
-
-@dataclasses.dataclass(frozen=True)
-class DistributedOptions:
-    """On which devices: all that JAX sees, or those of all processes that were started together."""
-
-    distributed: bool = False
-    """Use all devices of all processes that run this same command. JAX finds the others by itself on TPU slices and
-    under SLURM, Open MPI or Kubernetes; elsewhere the next three options say who they are."""
-
-    coordinator: str | None = None
-    """Address of the first process, HOST:PORT, that the others reach it by."""
-
-    processes: Annotated[int, Integers(1, 2**16)] | None = None
-    """Number of processes."""
-
-    process: Annotated[int, Integers(0)] | None = None
-    """Number of this one, from 0. Process 0 writes and prints the results."""
-
-    def start(self) -> None:
-        """Connect to the other processes. JAX must not have computed anything before."""
-        by_hand = {"coordinator": self.coordinator, "processes": self.processes, "process": self.process}
-        given = {name: value for name, value in by_hand.items() if value is not None}
-        for name, value in given.items():
-            if not self.distributed:
-                raise ValueError(f"{name}: got {value!r}, expected --distributed beside it")
-        if not self.distributed:
-            return
-        for name in by_hand:
-            if given and name not in given:
-                raise ValueError(f"{name}: got none, expected it beside {', '.join(f'--{other}' for other in given)}")
-        if given:
-            self._check_by_hand()
-        if jax.distributed.is_initialized():  # by a program that runs this command
-            return
-        if "JAX_CPU_COLLECTIVES_IMPLEMENTATION" not in os.environ:
-            # The older JAX has none by default.
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        try:
-            jax.distributed.initialize(self.coordinator, self.processes, self.process)
-        # JAX's own for a cluster that it does not find, XLA's for an address that does not answer.
-        except (ValueError, RuntimeError) as error:
-            if given:
-                raise ConnectionError(f"coordinator: got {self.coordinator!r}: {error}") from error
-            raise ValueError(
-                "distributed: got no cluster that JAX can find, expected a TPU slice, SLURM, Open MPI or Kubernetes, "
-                "or --coordinator, --processes and --process"
-            ) from error
-        if not self.group().leads:
-            warnings.simplefilter("ignore")  # process 0 gives them too
-
-    def mesh(self) -> jax.sharding.Mesh | None:
-        """Give a mesh of all devices, or None for a single one of a single process."""
-        devices = np.array(jax.devices())
-        return jax.sharding.Mesh(devices, ("all",)) if self.distributed or devices.size > 1 else None
-
-    def group(self) -> Group:
-        """Give the processes that run this command."""
-        return Group(self.distributed and jax.process_count() > 1)
-
-    def _check_by_hand(self) -> None:
-        host, _, port = (self.coordinator or "").rpartition(":")
-        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-            raise ValueError(f"coordinator: got {self.coordinator!r}, expected HOST:PORT")
-        processes, process = self.processes or 0, -1 if self.process is None else self.process
-        if not 0 <= process < processes:
-            raise ValueError(f"process: got {process}, expected 0 to {processes - 1}")
-
-
-# Options that say where a command runs, and not what it computes.
-DISTRIBUTED = tuple(field.name for field in dataclasses.fields(DistributedOptions))
 
 DEFAULT_DEPTH = {"fc": 1, "conv": 3, "convnet": 3, "myrtle": 5}
 
@@ -430,13 +360,13 @@ def config_of(options: Any, leave_out: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def options_from(kind: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def options_from(kind: type[Any], config: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """Give back the options of a class that `config_of` took apart.
 
     Others are left out, of another command or another version of ntkit. A configuration comes from a file, which may
     hold anything: each value is checked.
 
-    **Raises:** `ValueError` if a value is not one that the option could have.
+    **Raises:** `ValueError` if a value is not one that the option could have; it names the `source`.
     """
     hints = typing.get_type_hints(kind)
     values = {}
@@ -445,7 +375,9 @@ def options_from(kind: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         value = config[field.name]
         if not _fits(value, hints[field.name]):
-            raise ValueError(f"config: got {field.name} = {value!r}, expected what that option can be")
+            raise ValueError(
+                f"config: got {field.name} = {reprlib.repr(value)}, expected what that option can be, in '{source}'"
+            )
         values[field.name] = _from_json(value, hints[field.name])
     return values
 

@@ -52,6 +52,10 @@ class Distilled:
         kernels = self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)
         if self.kernel is not None and not (kernels and all(isinstance(kernel, Kernel) for kernel in kernels)):
             raise wrong("kernel", self.kernel, "an ntkit.Kernel, a tuple of them, or None")
+        for name, column in self.history.items():
+            values = np.asarray(column)
+            if values.ndim != 1 or values.dtype.kind not in "if":
+                raise ValueError(f"history: got {values.dtype} {values.shape} for {name}, expected numbers (n,)")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an `.npz` with the arrays `images` and `labels` and the JSON text `metadata`.
@@ -100,8 +104,6 @@ def _read(path: Path) -> Distilled:
     if not isinstance(columns, dict):
         raise ValueError("its metadata are not what ntkit writes")
     history = {name: np.asarray(column) for name, column in columns.items()}
-    if any(column.ndim != 1 or column.dtype.kind not in "if" for column in history.values()):
-        raise ValueError("its history is not what ntkit writes")
     metadata.pop("format", None)
     if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
         labels = _centred(labels)

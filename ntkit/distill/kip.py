@@ -150,6 +150,22 @@ def kip(
     ridge = check_number("ridge", ridge, least=0)
     check_session(log_every, run, checkpoint_every, show_progress)
     devices = Devices.of(mesh)
+    devices.group.check_same(
+        kernel=jax.tree.leaves(family),
+        images=images,
+        labels=labels,
+        per_class=per_class,
+        steps=steps,
+        key=key,
+        num_classes=num_classes,
+        init=init,
+        learn_labels=learn_labels,
+        learn_kernel=learn_kernel,
+        target_batch=target_batch,
+        support_batch=support_batch,
+        ridge=float(ridge),
+        log_every=log_every,
+    )
     support_size = per_class * num_classes
     algorithm = _Algorithm(
         optimizer=_optimizer(optimizer),

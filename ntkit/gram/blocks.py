@@ -128,14 +128,18 @@ def gram(
         compute = functools.partial(on_mesh, mesh, kernel, x1, x2, everywhere=group.several and directory is None)
     dtype = np.dtype(jnp.promote_types(*dtypes))
     if directory is None:
+        group.check_same(kernel=jax.tree.leaves(kernel), x1=x1, x2=x2, block_size=block_size)
         return _in_memory(compute, tiling, dtype, progress and group.leads)
     what = {
         "kernel": identity.of_kernel(kernel),
         "sample": identity.sample(kernel, x1, x2),
         "x1": identity.of_inputs(x1, dtypes[0]),
         "x2": None if x2 is None else identity.of_inputs(x2, dtypes[1]),
+        "shape": [n1, n2],
+        "symmetric": x2 is None,
+        "dtype": dtype.name,
     }
-    return _in_store(directory, what, compute, tiling, dtype, block_size is not None, group, progress)
+    return _in_store(directory, what, compute, tiling, block_size is not None, group, progress)
 
 
 def _check_inputs(x1: ArrayLike, x2: ArrayLike | None) -> tuple[Inputs, Inputs | None, list[np.dtype[Any]]]:
@@ -193,7 +197,6 @@ def _in_store(
     what: dict[str, Any],
     compute: Compute,
     tiling: Tiling,
-    dtype: np.dtype[Any],
     chosen: bool,
     group: Group,
     progress: bool,
@@ -203,7 +206,7 @@ def _in_store(
     try:
         with group.together():
             if group.leads:
-                store = Store.open(path, what) or Store.create(path, what, tiling, dtype)
+                store = Store.open(path, what) or Store.create(path, what, tiling)
                 if store.matrix() is None:
                     if chosen and store.tiling != tiling:
                         raise ValueError(

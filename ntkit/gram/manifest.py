@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,11 @@ IDENTITY = ("kernel", "sample", "x1", "x2")
 _PACKAGES = ("ntkit", "jax", "jaxlib", "neural-tangents")
 
 
-def write(directory: Path, identity: Mapping[str, Any], tiling: Tiling, dtype: np.dtype[Any]) -> dict[str, Any]:
+def write(directory: Path, identity: Mapping[str, Any], tiling: Tiling) -> dict[str, Any]:
     """Write the manifest of a new store, and give it."""
     manifest = {
         "format": FORMAT,
         **identity,
-        "shape": [tiling.n1, tiling.n2],
-        "symmetric": tiling.symmetric,
-        "dtype": dtype.name,
         "block": [tiling.rows, tiling.columns],
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": _versions(),
@@ -47,7 +45,7 @@ def read(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = dict(json.loads(text))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"store: got {str(path)!r}, which is not whole ({error}), expected JSON") from None
     if manifest.get("format") != FORMAT:
         raise ValueError(f"store: got {str(path)!r} of format {manifest.get('format')!r}, expected format {FORMAT}")
@@ -60,12 +58,19 @@ def read(directory: Path) -> dict[str, Any] | None:
 def check(directory: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Raise `ValueError` that shows what differs, unless a store is of the kernel and the inputs of `identity`."""
     differences = [
-        "{}: got {}, expected {}".format(key, *_difference(manifest[key], identity[key]))
-        for key in IDENTITY
-        if not _same(manifest[key], identity[key])
+        "{}: got {}, expected {}".format(key, *_difference(manifest[key], expected))
+        for key, expected in identity.items()
+        if manifest[key] != expected and not (key == "sample" and _close(manifest[key], expected))
     ]
     if differences:
         raise ValueError(f"store: {str(directory)!r} holds another Gram matrix; its " + "; its ".join(differences))
+    block, shape, versions = manifest["block"], manifest["shape"], manifest["versions"]
+    sides = isinstance(block, list) and len(block) == 2 and all(type(side) is int for side in block)
+    if not (sides and all(0 < side <= n for side, n in zip(block, shape, strict=True)) and isinstance(versions, dict)):
+        raise ValueError(
+            f"store: got {str(directory / 'gram.json')!r} with blocks of {reprlib.repr(block)} and versions "
+            f"{reprlib.repr(versions)}, expected a store's manifest"
+        )
 
 
 def changed_versions(manifest: Mapping[str, Any]) -> list[str]:
@@ -79,11 +84,12 @@ def _versions() -> dict[str, str]:
     return {name: found[name] for name in _PACKAGES if name in found}
 
 
-def _same(stored: object, given: object) -> bool:
-    if isinstance(stored, list) and isinstance(given, list):
-        # Values of the kernel, whose rounding differs from one device to another.
+def _close(stored: Any, given: Any) -> bool:
+    """Compare values of the kernel, whose rounding differs from one device to another."""
+    try:
         return np.shape(stored) == np.shape(given) and np.allclose(stored, given, rtol=1e-3, atol=0, equal_nan=True)
-    return stored == given
+    except (TypeError, ValueError):  # what no array of numbers is made of
+        return False
 
 
 def _difference(stored: object, given: object) -> tuple[str, str]:

@@ -70,7 +70,7 @@ class Store:
         return cls(path, manifest)
 
     @classmethod
-    def create(cls, path: Path, identity: dict[str, Any], tiling: Tiling, dtype: np.dtype[Any]) -> Store:
+    def create(cls, path: Path, identity: dict[str, Any], tiling: Tiling) -> Store:
         """Begin a store in a new or empty directory, as the process that writes to it.
 
         **Raises:** `ValueError` if the directory holds other things; `BlockingIOError` if another process was faster.
@@ -90,7 +90,7 @@ class Store:
                 # Another process was faster, and has ended.
                 return opened
             with _room(path):
-                return cls(path, manifests.write(path, identity, tiling, dtype))
+                return cls(path, manifests.write(path, identity, tiling))
         except BaseException:
             _release(path)
             raise
@@ -219,7 +219,7 @@ class Store:
             return dict(json.loads((self.path / "checksums.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             self._warn("has a damaged checksums.json; the blocks in the matrix are computed again")
             return {}
 

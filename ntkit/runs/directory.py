@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from ntkit.runs.report import write_report
 State = TypeVar("State")
 
 _ABSENT = object()
+# Of values within values in a configuration.
+_DEEPEST = 50
 
 
 class Run:
@@ -166,8 +169,7 @@ class Run:
     @property
     def step(self) -> int | None:
         """The step of the latest checkpoint, or None if there is none."""
-        found = checkpoints.finished(self._checkpoints)
-        return found[-1].step if found else None
+        return max(checkpoints.finished(self._checkpoints), default=None)
 
     def log(self, step: int, **values: object) -> None:
         """Append one record to `metrics.jsonl`; when this returns a kill no longer loses it.
@@ -215,6 +217,8 @@ class Run:
     def save(self, step: int, state: object) -> None:
         """Write a checkpoint and return when it is on disk. The last two steps are kept.
 
+        Beside the state it holds the configuration and the records, which `restore` compares with those of the run.
+
         **Arguments:**
 
         - `step`: the number of steps done; not before the latest checkpoint.
@@ -226,13 +230,15 @@ class Run:
         """
         step = check_integer("step", step, 0)
         self._begin_writing()
-        checkpoints.save(self._checkpoints, step, state)
+        notes = {"config": self.config, "metrics": metrics.text(self._metrics)}
+        checkpoints.save(self._checkpoints, step, state, notes)
 
     def restore(self, like: State) -> tuple[int, State] | None:
         """Go back to the latest checkpoint: its `(step, state)`, or None if there is none.
 
         The records in `metrics.jsonl` after that step (all of them, if there is no checkpoint) are dropped: the
-        run writes them again.
+        run writes them again. Those up to that step are in the checkpoint too: if the file has lost any of them they
+        are put back, with a warning. A damaged checkpoint is set aside with a warning, and the one before it is taken.
 
         **Arguments:**
 
@@ -241,16 +247,33 @@ class Run:
 
         **Raises:**
 
-        - `ValueError`: the saved state has another structure, or other shapes or dtypes.
-        - `OSError`: there are checkpoints, but none can be read.
+        - `ValueError`: the run has another configuration than when it was saved, or the saved state another structure,
+          or other shapes or dtypes.
+        - `OSError`: there are checkpoints, but none can be read; they are left as they are.
         """
         self._begin_writing()
-        restored = checkpoints.restore(self._checkpoints, like)
-        metrics.keep_until(self._metrics, None if restored is None else restored[0])
-        for entry in self.path.iterdir():
+        stored = checkpoints.latest(self._checkpoints)
+        step, state, text = 0, like, ""
+        if stored is not None:
+            step, text = stored.step, stored.notes["metrics"]
+            if differences := _differences(stored.notes["config"], self.config):
+                raise ValueError(
+                    f"config: expected in {str(self.path / 'config.json')!r} what the run had at its checkpoint of "
+                    f"step {step}; these keys differ: {'; '.join(differences)}"
+                )
+            state = stored.into(like)
+        elif metrics.text(self._metrics):
+            warnings.warn(f"{str(self.path)!r} has no checkpoint, so the run and its records begin anew", stacklevel=2)
+        if metrics.go_back(self._metrics, text, step):
+            warnings.warn(
+                f"{str(self._metrics)!r} had lost or changed records up to step {step}; they are put back from the "
+                "checkpoint",
+                stacklevel=2,
+            )
+        for entry in (*self.path.iterdir(), *self._checkpoints.glob("*")):
             if is_temporary(entry):
                 entry.unlink(missing_ok=True)
-        return restored
+        return None if stored is None else (step, state)
 
     @property
     def _checkpoints(self) -> Path:
@@ -279,18 +302,39 @@ def _read_config(directory: Path, given: str) -> dict[str, Any]:
         raise FileNotFoundError(f"path: expected a run directory, got {given!r}, which has no config.json") from None
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"path: {str(path)!r} is not whole: expected JSON ({error})") from None
-    expected = {"config": dict, "versions": dict, "device": dict, "created": str}
-    if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in expected.items()):
-        raise ValueError(f"path: {str(path)!r} is not a run's: expected the keys {', '.join(expected)}")
+    kinds = {"config": dict, "versions": dict, "device": dict, "created": str}
+    not_a_run = f"path: {str(path)!r} is not a run's: expected the keys {', '.join(kinds)}"
+    if not isinstance(content, dict):
+        raise ValueError(not_a_run)
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind) or _too_deep(content[key]):
+            raise ValueError(f"{not_a_run}, got {reprlib.repr(content.get(key))} for {key}")
+    versions = content["versions"]
+    if not (isinstance(versions.get("ntkit"), str) and all(isinstance(version, str) for version in versions.values())):
+        raise ValueError(f"{not_a_run}, got {reprlib.repr(versions)} for versions")
     return content
 
 
 def _mapping(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise wrong("config", config, "a mapping")
+    if _too_deep(config):
+        raise wrong("config", reprlib.repr(config), f"at most {_DEEPEST} levels")
     return json.loads(json.dumps(_plain("config", config)))
+
+
+def _too_deep(value: object) -> bool:
+    """Whether values lie deeper in one another than Python could follow them everywhere."""
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, Mapping | list | tuple):
+                below += each.values() if isinstance(each, Mapping) else each
+        level = below
+    return bool(level)
 
 
 def _plain(name: str, value: object) -> object:

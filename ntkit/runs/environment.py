@@ -15,7 +15,6 @@ _PACKAGES = (
     "scipy",
     "flax",
     "optax",
-    "orbax-checkpoint",
     "jax-cuda12-plugin",
     "jax-cuda13-plugin",
     "jax-rocm7-plugin",

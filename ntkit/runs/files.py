@@ -52,25 +52,34 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["wb", "w"] = "wb") 
         # A rename would replace a device such as /dev/null by an ordinary file.
         raise OSError(f"path: expected a regular file to write, got {given!r}, which is a device or a pipe")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    with _naming(given):
+    try:
         # 0o666 is what `open` asks for: the umask has the last word.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise cannot_write(given, error) from None
     text: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
     try:
         with open(descriptor, mode, **text) as file:
             yield file
-            with _naming(given):
-                file.flush()
-                os.fsync(file.fileno())
-        with _naming(given):
-            if target.exists():
-                os.chmod(temporary, target.stat().st_mode & 0o7777)
-            os.replace(temporary, target)
-            sync_directory(target.parent)
-    except BaseException:
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            os.chmod(temporary, target.stat().st_mode & 0o7777)
+        os.replace(temporary, target)
+        sync_directory(target.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        # Of a full disk too, of which the system says where it is as little as it says the name of the file.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise cannot_write(given, error) from None
         raise
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError) -> OSError:
+    """Retell an `OSError`, of a temporary name or of none, as one about the path that the caller gave."""
+    # OSError picks its subclass (PermissionError, …) from the number.
+    return OSError(error.errno, f"path: cannot write {os.fspath(path)!r}: {error.strerror or error}")
 
 
 def sync_directory(path: Path) -> None:
@@ -89,13 +98,3 @@ def sync_directory(path: Path) -> None:
 def is_temporary(path: Path) -> bool:
     """Whether `path` bears the temporary name of an `atomic_write`, such as a killed process leaves behind."""
     return _TEMPORARY.fullmatch(path.name) is not None
-
-
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Retell an `OSError` about a temporary name as one about the path that the caller gave."""
-    try:
-        yield
-    except OSError as error:
-        # OSError picks its subclass (PermissionError, …) from the number.
-        raise OSError(error.errno, f"path: cannot write {path!r}: {error.strerror or error}") from None

@@ -131,6 +131,9 @@ class Loop(Generic[State]):
         return step, self.place(state), records
 
     def _restored(self, run: Run, state: State) -> tuple[int, State] | None:
+        if (run.step or 0) > self.steps:
+            where = f"the step of the checkpoint in {str(run.path)!r}"
+            raise ValueError(f"steps: got {self.steps}, expected at least {run.step}, {where}")
         try:
             return run.restore(state)
         except Mismatch as error:
@@ -163,12 +166,17 @@ def check_record(name: str, evaluate: Callable[[Any], Any], model: Any) -> dict[
 
 
 def columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """Give records as one array for each name; what one of them lacks is NaN."""
+    """Give the numbers in records as one array for each name; where one of them has none, it is NaN."""
     expected = "records, mappings of names to numbers"
     if not all(isinstance(record, Mapping) for record in check_sequence("records", records, expected)):
         raise wrong("records", records, expected)
-    names = dict.fromkeys(name for record in records for name in record)
-    return {name: np.asarray([record.get(name, np.nan) for record in records]) for name in names}
+    columns = {}
+    for name in dict.fromkeys(name for record in records for name in record):
+        # A run may hold records of others too, of anything that JSON can hold.
+        values = [record.get(name) for record in records]
+        if any(isinstance(value, int | float) for value in values):
+            columns[name] = np.asarray([value if isinstance(value, int | float) else np.nan for value in values])
+    return {name: column for name, column in columns.items() if column.dtype.kind in "if"}
 
 
 def _agreed(

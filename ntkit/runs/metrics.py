@@ -1,5 +1,6 @@
 """`metrics.jsonl`: one JSON object per line, appended while a run goes on."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -10,17 +11,20 @@ import jax
 import numpy as np
 
 from ntkit._checks import check_file, check_real, wrong
-from ntkit.runs.files import atomic_write
+from ntkit.runs.files import atomic_write, cannot_write
 
 
 def append(path: Path, record: Mapping[str, object]) -> None:
     """Append one line in a single write, so that a kill can tear no line but the last."""
-    line = json.dumps({name: _plain(name, value) for name, value in record.items()}) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    line = (json.dumps({name: _plain(name, value) for name, value in record.items()}) + "\n").encode()
     try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+        with open(path, "ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(before)  # or the next record would continue it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -36,17 +40,25 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def keep_until(path: Path, step: int | None) -> None:
-    """Drop the records after `step` (all of them for None) and what cannot be read, by writing the file anew."""
+def text(path: Path) -> str:
+    """The file as it is, for a checkpoint to hold."""
+    return b"".join(_lines(path)).decode(errors="replace")
+
+
+def go_back(path: Path, text: str, step: int) -> bool:
+    """Drop the records after `step`, and what cannot be read; give whether the file had lost any of those in `text`.
+
+    These are then all that is kept.
+    """
     lines = _lines(path)
-    kept = []
-    for line in lines:
-        record = _parse(line)
-        if step is not None and record is not None and record["step"] <= step:
-            kept.append(line)
+    kept, saved = _until(step, lines), _until(step, text.encode().splitlines(keepends=True))
+    lost = kept[: len(saved)] != saved
+    if lost:
+        kept = saved
     if kept != lines:
         with atomic_write(path) as file:
             file.writelines(kept)
+    return lost
 
 
 def mend(path: Path) -> None:
@@ -64,13 +76,17 @@ def _lines(path: Path) -> list[bytes]:
         return []
 
 
+def _until(step: int, lines: list[bytes]) -> list[bytes]:
+    return [line for line in lines if (record := _parse(line)) is not None and record["step"] <= step]
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     # Without its end a line may be torn in the middle of a number and still parse.
     if not line.endswith(b"\n"):
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 

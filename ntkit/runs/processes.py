@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import reprlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -50,6 +52,24 @@ class Group:
         # The values are added up to send them, and the older JAX adds up small integers in a wider type.
         return np.asarray(multihost_utils.broadcast_one_to_all(values, is_source=self.leads), values.dtype)
 
+    def check_same(self, **values: object) -> None:
+        """Raise `ValueError` that names the argument, in all processes, unless they all give the same values.
+
+        **Arguments:** `values`: pytrees of arrays, keys, numbers, strings and None; as many in all processes.
+        """
+        if not self.several:
+            return
+        numbers = [np.frombuffer(_hash_of(value), np.int32) for value in values.values()]
+        rows = rows_of_all(self, *np.ravel(numbers).tolist()).reshape(-1, *np.shape(numbers))
+        for index, (name, value) in enumerate(values.items()):
+            other = np.flatnonzero((rows[:, index] != numbers[index]).any(1))
+            if other.size:
+                shown = " ".join(reprlib.repr(value).split())
+                raise ValueError(
+                    f"{name}: got {shown} in process {jax.process_index()} and another value in process "
+                    f"{other[0]}, expected the same in all"
+                )
+
     def _gather(self, flag: bool) -> list[int]:
         """Give the processes that raise a flag."""
         if not self.several:
@@ -89,6 +109,18 @@ def _bytes_of_leader(group: Group, content: bytes) -> bytes:
     size = int(group.agree(np.asarray(len(content), np.int32)))
     mine = np.frombuffer(content, np.uint8) if group.leads else np.zeros(size, np.uint8)
     return group.agree(mine).tobytes() if size else b""
+
+
+def _hash_of(value: object) -> bytes:
+    leaves, structure = jax.tree.flatten(value)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        if isinstance(leaf, np.generic | np.ndarray | jax.Array):
+            array = np.asarray(jax.random.key_data(leaf) if isinstance(leaf, jax.Array) and is_key(leaf) else leaf)
+            digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        else:
+            digest.update(f"{type(leaf).__name__} {leaf!r}".encode())
+    return digest.digest()[:8]
 
 
 def rows_of_all(group: Group, *numbers: int) -> Int[np.ndarray, "processes numbers"]:

@@ -11,12 +11,29 @@ import pytest
 from ntkit import distill, fc, ntk
 from ntkit.attacks import Adversary, Linf
 from ntkit.cli import main
+from ntkit.cli.distill import run_within
 from ntkit.data import Standardize, load
 from ntkit.distill import Distilled
 from ntkit.runs import Run
 
 SMALL = ("--steps", "20", "--target-batch", "50", "--full-set-limit", "100", "--adversary", "pgd", "--radius", "0.1")
 SMALL += ("--adversary-steps", "2", "--attacked-images", "20", "--network-steps", "20", "--network-width", "16")
+
+
+@pytest.mark.parametrize("left", [(), (".lock",), (".lock", ".config.json.0123456789ab.tmp")])
+def test_the_clean_run_is_begun_wherever_a_kill_came_before_it(left, tmp_path) -> None:
+    run = Run.create(tmp_path / "run", {"steps": 3})
+    (run.path / "clean").mkdir()
+    for name in left:
+        (run.path / "clean" / name).touch()
+    with run_within(run, "clean") as clean:
+        clean.save(1, {"x": 1})
+    with run_within(run, "clean") as again:
+        assert again.restore({"x": 0}) == (1, {"x": 1})
+    # What it has come to is of one configuration.
+    (run.path / "config.json").write_text((run.path / "config.json").read_text().replace('"steps": 3', '"steps": 4'))
+    with pytest.raises(ValueError, match="steps: the run has 3, given 4"), run_within(Run.resume(run.path), "clean"):
+        pass
 
 
 @pytest.mark.slow
@@ -41,8 +58,11 @@ def test_a_robust_set_and_a_clean_one(tmp_path, capsys) -> None:
     assert not np.array_equal(robust.images, clean.images)
     assert Run.resume(out).config["radius"] == 0.1
 
-    # Killed while the clean set was distilled: the robust one is not distilled again, and all else is the same.
+    # Killed when the clean set's directory was there, but nothing in it: the robust set is not distilled again, and all
+    # else is the same.
     shutil.rmtree(out / "clean")
+    (out / "clean").mkdir()
+    (out / "clean" / ".lock").touch()
     (out / "robustness.json").unlink()
     main(["distill", "--resume", str(out), *SMALL])
     assert json.loads((out / "robustness.json").read_text()) == rows

@@ -40,6 +40,10 @@ DISTILL = {
     "--distributed --coordinator here --processes 2 --process 0": "--coordinator: got 'here', expected HOST:PORT",
     "--distributed --coordinator a:1 --processes 0 --process 0": "--processes: got 0, expected an integer of",
     "--distributed --coordinator a:1 --processes 2 --process 2": "--process: got 2, expected 0 to 1",
+    "--distributed --coordinator ::1:1 --processes 2 --process 0": "--coordinator: got '::1:1', expected HOST:PORT",
+    "--distributed --coordinator 192.0.2.1:1 --processes 2 --process 0": (
+        "--coordinator: got '192.0.2.1:1', expected an address of this machine with a free port: "
+    ),
     "--process 1": "--process: got 1, expected --distributed beside it",
     "--adversary pgd --radius -1": "--radius: got -1.0, expected a finite number above 0",
     "--adversary pgd --radius 2": "--radius: got a radius of 2, expected at most 1, the range of the pixels",

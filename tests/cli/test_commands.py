@@ -1,7 +1,9 @@
 import contextlib
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +40,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert ntkit("distill", *SMALL, "--out", path) == 0
+    assert ntkit("distill", *SMALL, "--checkpoint-every", "0", "--out", path) == 0
     return path
 
 
@@ -182,7 +184,7 @@ def wait_for_checkpoint(path, step, child):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and child.poll() is None:
         with contextlib.suppress(FileNotFoundError):
-            if any(name.isdigit() and int(name) >= step for name in os.listdir(path / "checkpoints")):
+            if (Run.resume(path).step or 0) >= step:
                 return
         time.sleep(0.005)
     raise AssertionError(f"no checkpoint of step {step}: {child.communicate()[1]}")
@@ -200,6 +202,93 @@ def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):
     assert 3 <= Run.resume(path).step < 40
     assert ntkit("distill", "--resume", path) == 0
     assert_same_bits(path, undisturbed)
+
+
+@pytest.fixture
+def copied(undisturbed, tmp_path):
+    return shutil.copytree(undisturbed, tmp_path / "copied")
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 64
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("at", [0.05, 0.5])
+def test_a_flipped_bit_in_a_checkpoint_changes_nothing_but_a_line(at, copied, undisturbed, capsys):
+    flip(copied / "checkpoints" / "00000040.npz", at)
+    for name in ("metrics.jsonl", "distilled.npz"):
+        (copied / name).unlink()
+    assert ntkit("distill", "--resume", copied) == 0
+    errors = capsys.readouterr().err
+    step = re.findall(
+        r"00000040\.npz cannot be read, so the run goes on from step (\d+), the checkpoint before", errors
+    )
+    assert len(step) == 1
+    assert 0 < int(step[0]) < 40
+    assert errors.count(f"metrics.jsonl' had lost or changed records up to step {step[0]}; they are put back") == 1
+    assert "Traceback" not in errors
+    assert_same_bits(copied, undisturbed)
+
+
+def check_refused(path, message, capsys):
+    """Require that a run can't be resumed, for one reason, and that this leaves all files as they are."""
+    before = {each: each.read_bytes() for each in path.rglob("*") if each.is_file()}
+    assert ntkit("distill", "--resume", path) == 2
+    output, errors = capsys.readouterr()
+    assert not output
+    assert errors.count("\n") == 1
+    assert errors.startswith("ntkit distill: ")
+    assert message in errors
+    assert {each: each.read_bytes() for each in path.rglob("*") if each.is_file()} == before
+
+
+def test_without_an_undamaged_checkpoint_nothing_is_lost(copied, capsys):
+    for path in (copied / "checkpoints").iterdir():
+        flip(path, 0.5)
+    check_refused(copied, "none of the checkpoints", capsys)
+
+
+EDITS = {
+    "steps below the checkpoint's": ({"config": {"steps": 7}}, "--steps: got 7, expected at least 40"),
+    "another seed": ({"config": {"seed": 1}}, "these keys differ: seed: the run has 0, given 1"),
+    "no seed": ({"config": {"seed": None}}, "--resume: got seed = None, expected what that option can be, in '"),
+    "a number as text": (
+        {"config": {"ridge": "1"}},
+        "--resume: got ridge = '1', expected what that option can be, in '",
+    ),
+    "depth within depth": ({"config": {"depth": [[1]]}}, "--resume: got depth = [[1]], expected what"),
+    "no versions": ({"versions": {}}, "config.json' is not a run's: expected the keys config, versions"),
+    "versions that are numbers": ({"versions": {"ntkit": 1}}, "got {'ntkit': 1} for versions"),
+    "a device that is a list": ({"device": []}, "got [] for device"),
+    "no time": ({"created": None}, "got None for created"),
+    "deep configuration": ({"config": {"deep": functools.reduce(lambda x, _: [x], range(400), 1)}}, "for config"),
+    "deep device": ({"device": {"deep": functools.reduce(lambda x, _: {"x": x}, range(400), 1)}}, "for device"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_configuration_that_was_edited_is_refused(edit, copied, capsys):
+    path = copied / "config.json"
+    content = json.loads(path.read_text())
+    changes, message = EDITS[edit]
+    for key, change in changes.items():
+        content[key] = {**content[key], **change} if key == "config" else change
+    path.write_text(json.dumps(content))
+    check_refused(copied, message, capsys)
+
+
+def test_a_configuration_nested_without_end_is_refused(copied, capsys):
+    (copied / "config.json").write_text("[" * 100_000)
+    check_refused(copied, "config.json' is not whole: expected JSON (", capsys)
+
+
+def test_evaluate_refuses_a_run_whose_configuration_is_not_that_of_its_set(copied, capsys):
+    path = copied / "config.json"
+    path.write_text(path.read_text().replace('"ridge": 1e-06', '"ridge": 1e-02'))
+    assert ntkit("evaluate", copied) == 2
+    assert "whose config.json and distilled.npz differ" in capsys.readouterr().err
 
 
 def test_nothing_is_left_of_a_run_that_was_stopped_before_its_first_step(tmp_path, monkeypatch, capsys):

@@ -29,6 +29,12 @@ def test_saves_and_loads(tmp_path):
     assert loaded.kernel is None
 
 
+@pytest.mark.parametrize("column", [np.array(["a"]), np.array([None, 1.0]), np.array([True]), np.ones((2, 2))])
+def test_a_history_that_could_not_be_loaded_again_is_refused(column):
+    with pytest.raises(ValueError, match=r"^history: got .* for note, expected numbers"):
+        Distilled(IMAGES, LABELS, HISTORY | {"note": column})
+
+
 def test_other_code_can_read_it(tmp_path):
     Distilled(IMAGES, LABELS, HISTORY, {"config": {"seed": 0}}).save(tmp_path / "set.npz")
     with np.load(tmp_path / "set.npz", allow_pickle=False) as content:
@@ -99,7 +105,7 @@ BAD = {
     ),
     "history of text": (
         lambda path: np.savez(path, images=IMAGES, labels=LABELS, metadata=np.array('{"history": {"a": "b"}}')),
-        "its history is not",
+        "history: got",
     ),
     "a lying shape": (
         lambda path: archive(path, {"images.npy": header((10**14, 2)), "labels.npy": header((4, 2))}),

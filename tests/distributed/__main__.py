@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ntkit.cli.options import DistributedOptions
+from ntkit.cli.distributed import DistributedOptions
 
 MODULES = ("checks_gram", "checks_kip", "checks_regression", "checks_cli")
 

@@ -55,6 +55,43 @@ def check_distill(mesh, directory):
     assert ("already holds a run" if jax.process_index() == 0 else "process 0 failed") in errors
 
 
+def check_other_options_are_refused(mesh, directory):
+    if jax.process_count() == 1:
+        return
+    mine = jax.process_index()
+    other = f"in process {mine} and another value in process {1 - mine}, expected the same in all\n"
+    small = ("--steps", 8, "--target-batch", 30, "--out", directory / f"refused {mine}")
+    different = {
+        "seed": ("distill", "--seed", mine),
+        "ridge": ("distill", "--ridge", 10.0**-mine),
+        "steps": ("distill", "--steps", 8 + mine),
+        "depth": ("distill", *(("--depth", 1, 2) if mine else ())),
+        "resume": ("distill", *(("--resume", directory / "cli") if mine else ())),
+    }
+    for name, (command, *given) in different.items():
+        _, errors, status = ntkit(command, "--distributed", *(() if "--resume" in given else small), *given)
+        assert (status, errors.count("\n")) == (2, 1), errors
+        assert errors.startswith(f"ntkit distill: --{name}: got "), errors
+        assert errors.endswith(other), errors
+    _, errors, status = ntkit("label-solve", "--distributed", "--seed", mine, "--out", directory / "refused")
+    assert status == 2
+    assert errors == f"ntkit label-solve: --seed: got {mine} {other}"
+    _, errors, status = ntkit(("distill", "label-solve")[mine], "--distributed", "--out", directory / "refused")
+    assert status == 2
+    assert errors.endswith(other), errors
+    assert not list(directory.glob("refused*"))
+
+
+def check_a_run_that_one_process_cannot_resume_is_refused_by_all(mesh, directory):
+    if jax.process_count() == 1:
+        return
+    path = directory / ("cli" if jax.process_index() else "absent")
+    _, errors, status = ntkit("distill", "--distributed", "--resume", path)
+    assert (status, errors.count("\n")) == (2, 1), errors
+    expected = "process 0 failed, and says why" if jax.process_index() else "expected a run directory, got "
+    assert expected in errors
+
+
 def wait():
     from jax.experimental import multihost_utils
 

@@ -44,6 +44,14 @@ def check_an_error_of_one_process_reaches_all(mesh, directory):
         ntkit.gram(KERNEL, mine, mesh=mesh, store=directory / "other")
 
 
+def check_other_inputs_are_refused(mesh, directory):
+    if jax.process_count() == 1:
+        return
+    mine = jax.process_index()
+    with pytest.raises(ValueError, match=f"^x1: got .* in process {mine} and another value in process {1 - mine}"):
+        ntkit.gram(KERNEL, X1 + mine, mesh=mesh)
+
+
 def check_a_mesh_of_one_process(mesh, directory):
     local = jax.sharding.Mesh(np.array(jax.local_devices()), ("all",))
     equal(ntkit.gram(KERNEL, X1, block_size=8, mesh=local), KERNEL(X1))

@@ -55,7 +55,6 @@ def same(one, other, **tolerance):
 
 def check_interrupted_and_resumed(mesh, directory):
     """A signal reaches one process alone; both stop there, and go on from what the first one has on disk."""
-    # The first check: a run imports orbax, and what JAX compiled before that it compiles again after it.
     leads = jax.process_index() == 0
     run = Run.create(directory / "run", {}) if leads else None
     calls = []
@@ -101,6 +100,23 @@ def check_any_loss_and_optimizer(mesh, directory):
 def check_label_solve(mesh, directory):
     solved = [distill.label_solve(RBF(), IMAGES[:6], IMAGES, LABELS, ridge=1e-3, mesh=each) for each in (mesh, None)]
     same(*solved, rtol=1e-4, atol=1e-5)
+
+
+def check_other_arguments_are_refused(mesh, directory):
+    if jax.process_count() == 1:
+        return
+    mine = jax.process_index()
+    different = {
+        "key": jax.random.key(mine),
+        "ridge": 10.0**-mine,
+        "steps": 7 + mine,
+        "labels": np.roll(LABELS, mine),
+        "init": "noise" if mine else "real",
+        "kernel": RBF(0.5 + mine),
+    }
+    for name, value in different.items():
+        with pytest.raises(ValueError, match=rf"^{name}: got .* in process {mine} and another value in process"):
+            kip(mesh, **{name: value})
 
 
 def check_an_error_of_one_process_reaches_all(mesh, directory):

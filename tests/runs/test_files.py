@@ -1,9 +1,11 @@
+import errno
 import os
 import stat
 
+import numpy as np
 import pytest
 
-from ntkit.runs import atomic_write
+from ntkit.runs import Run, atomic_write
 
 
 def test_writes_bytes_and_text(tmp_path):
@@ -31,6 +33,49 @@ def test_a_failing_writer_leaves_what_was_there(tmp_path, error):
         write()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.fixture
+def small_files():
+    """Files of at most 20,000 bytes: beyond, the system refuses like a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [10**3, 10**6])
+def test_a_disk_that_is_full_is_said_with_the_path(size, tmp_path, small_files):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def write():
+        with atomic_write(path) as file:
+            # All at once, or when the last of it leaves the buffer.
+            for _ in range(30_000 // size + 1):
+                file.write(bytes(size))
+
+    with pytest.raises(OSError, match=rf"^\[Errno \d+\] path: cannot write '{path}': File too large$") as caught:
+        write()
+    assert caught.value.errno == errno.EFBIG
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_disk_that_is_full_costs_a_run_nothing(tmp_path, small_files):
+    run = Run.create(tmp_path / "run", {})
+    run.log(1, loss=1.0)
+    run.save(1, np.zeros(9))
+    with pytest.raises(OSError, match=r"path: cannot write '.*run/checkpoints/00000002\.npz': File too large$"):
+        run.save(2, np.zeros(10**4))
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"path: cannot write '.*run/metrics\.jsonl': "):
+            run.log(2, values=np.full(10**4, 0.1))
+    run.log(2, loss=0.5)
+    assert [record["step"] for record in run.metrics()] == [1, 2]
+    assert os.listdir(run.path / "checkpoints") == ["00000001.npz"]
+    assert run.restore(np.zeros(9))[0] == 1
 
 
 def test_permissions_respect_umask_and_the_old_file(tmp_path):
@@ -75,5 +120,5 @@ def test_unwritable_paths_are_named_in_one_line(tmp_path):
 
 
 def test_a_mode_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match="mode: expected 'wb' or 'w', got 'a'"), atomic_write(tmp_path / "a", "a"):
+    with pytest.raises(ValueError, match="mode: got 'a', expected 'wb' or 'w'"), atomic_write(tmp_path / "a", "a"):
         pass
