@@ -92,6 +92,6 @@ def test_is_drawn() -> None:
     np.testing.assert_allclose(drawn["random, predicted"], np.stack([(0, 2, 4), found.left(found.predicted)], axis=1))
     assert len(each.lines) == 6
     assert spread.lines[0].get_ydata()[-1] == pytest.approx(1)
-    for bad, message in ((({}, 3), "found: expected"), (({"true": found}, 0), "components: got 0")):
+    for bad, message in ((({}, 3), r"found: got \{\}, expected"), (({"true": found}, 0), "components: got 0")):
         with pytest.raises(ValueError, match=message):
             plot.convergence(bad[0], components=bad[1])
