@@ -295,7 +295,7 @@ def made_run(out: Path, config: Mapping[str, Any]) -> Iterator[Run]:
     What was left by the same command, killed before it had written anything, is taken for new.
     """
     if not _is_utf8(out):
-        raise ValueError(f"out: got {str(out)!r}, expected a name in UTF-8, as checkpoints need")
+        raise ValueError(f"out: got {str(out)!r}, expected a name in UTF-8")
     run: Run | None = None
     mine = not os.path.exists(out)
     try:
