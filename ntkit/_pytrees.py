@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
+import types
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,13 +44,13 @@ def told_apart(cls: type) -> type:
 def as_pytree(function: Any) -> Any:
     """Give a function that can be handed to a compiled one: itself if it is a pytree, such as a `Predictor`.
 
-    A plain function is wrapped. It is compiled once, with what it closes over at that time. So is a pytree whose
-    structure cannot be compared, which JAX does not take.
+    Any other is wrapped. It is compiled once, with what it closes over at that time; see [`as_it_is`][]. So is a pytree
+    whose structure cannot be compared, which JAX does not take.
     """
     if jax.tree_util.all_leaves([function]):
-        return _Function(ByValue(function))
+        return _Function(ByIdentity(function))
     if not is_hashable(jax.tree.structure(function)):
-        return _Function(ByValue(function))
+        return _Function(ByIdentity(function))
     return traceable(function)
 
 
@@ -62,7 +65,7 @@ def traceable(tree: Any) -> Any:
     ):
         return tree
     arrays = tuple(leaf for leaf in leaves if _is_array(leaf))
-    return Partly(arrays, structure, tuple(None if _is_array(leaf) else ByValue(leaf) for leaf in leaves))
+    return Partly(arrays, structure, tuple(None if _is_array(leaf) else ByIdentity(leaf) for leaf in leaves))
 
 
 def _is_array(leaf: Any) -> bool:
@@ -71,9 +74,28 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray | np.generic) and (leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.number))
 
 
+def as_it_is(function: Any, x: Any) -> Any:
+    """Give a function of `as_pytree` that is compiled again if what it does to `x` is not what it was before.
+
+    Objects and what functions close over can change, and compiled code would not know. What was wrapped is marked with
+    what JAX traces of the function, its derivative and the arrays in it; to trace takes much less time than to compile.
+    """
+    parts, tree = jax.tree.flatten(function, is_leaf=_is_wrapped)
+    if not any(map(_is_wrapped, parts)):
+        return function
+    mark = _digest(function, x)
+    return jax.tree.unflatten(
+        tree, [dataclasses.replace(part, mark=mark) if _is_wrapped(part) else part for part in parts]
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class ByValue:
-    """A function, or other thing, as a key of a cache: those that can't be compared are equal if they are the same."""
+class ByIdentity:
+    """A function, or other thing, as a key of a cache: equal if they are the same one, or the same method of one.
+
+    Numbers and strings are equal by value. What others say of that is no key: equality may leave out fields, and be no
+    single truth where there are arrays.
+    """
 
     function: Any
 
@@ -81,16 +103,18 @@ class ByValue:
         return self.function(*arguments)
 
     def __hash__(self) -> int:
-        return hash(self.function) if is_hashable(self.function) else id(self.function)
+        return hash(self._identity())
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ByValue):
-            return False
-        return self.function is other.function or (
-            type(self.function) is type(other.function)
-            and is_hashable(self.function)
-            and bool(self.function == other.function)
-        )
+        return isinstance(other, ByIdentity) and self._identity() == other._identity()
+
+    def _identity(self) -> tuple[Any, ...]:
+        if isinstance(self.function, bool | int | float | complex | str | bytes):
+            return type(self.function), self.function
+        # The others are held as long as this is, and nothing else gets their place.
+        if isinstance(self.function, types.MethodType):
+            return id(self.function.__self__), id(self.function.__func__)
+        return (id(self.function),)
 
 
 def is_hashable(value: Any) -> bool:
@@ -104,15 +128,16 @@ def is_hashable(value: Any) -> bool:
 
 def static(function: Any) -> Any:
     """Give a function that a compiled one can be made for: itself, or one that is known by being the same."""
-    return function if is_hashable(function) else ByValue(function)
+    return function if is_hashable(function) else ByIdentity(function)
 
 
 @told_apart
 @dataclasses.dataclass(frozen=True)
 class _Function:
-    """A plain function as a pytree without leaves."""
+    """A function that is no pytree as one without leaves. `mark`: of what it is now."""
 
-    held: ByValue = dataclasses.field(metadata={"static": True})
+    held: ByIdentity = dataclasses.field(metadata={"static": True})
+    mark: str = dataclasses.field(default="", metadata={"static": True})
 
     def __call__(self, *arguments: Any) -> Any:
         return self.held.function(*arguments)
@@ -123,12 +148,13 @@ class _Function:
 class Partly:
     """A pytree of which its arrays alone are traced. What its other leaves are decides what is compiled.
 
-    **Fields:** `others`: the leaves, with `None` in the place of an array.
+    **Fields:** `others`: the leaves, with `None` in the place of an array. `mark`: of what they are now.
     """
 
     arrays: tuple[Any, ...]
     structure: Any = dataclasses.field(metadata={"static": True})
-    others: tuple[ByValue | None, ...] = dataclasses.field(metadata={"static": True})
+    others: tuple[ByIdentity | None, ...] = dataclasses.field(metadata={"static": True})
+    mark: str = dataclasses.field(default="", metadata={"static": True})
 
     def whole(self) -> Any:
         """Give the pytree as it was."""
@@ -153,3 +179,33 @@ class Partly:
 
 def _is_float(array: Any) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
+
+
+def _is_wrapped(part: Any) -> bool:
+    return isinstance(part, _Function | Partly)
+
+
+def _digest(function: Any, x: Any) -> str:
+    """Give a digest of a function as JAX traces it for one row of `x`, with its derivative if it has one."""
+    row = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+
+    def both(function: Any, x: Any) -> Any:
+        outputs, pull = jax.vjp(function, x)
+        return outputs, pull(outputs)
+
+    for traced in (both, lambda function, x: function(x)):
+        try:
+            closed = jax.make_jaxpr(traced)(function, row)
+            break
+        except Exception:
+            # A rule that is missing shows as one of many exceptions; what is no function of JAX its caller finds out.
+            continue
+    else:
+        return ""
+    if any(isinstance(value, jax.core.Tracer) for value in closed.consts):
+        return ""
+    # Where Python holds what it was traced with is another place each time.
+    found = hashlib.blake2b(re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
+    for value in closed.consts:
+        found.update(np.asarray(value).tobytes())
+    return found.hexdigest()

@@ -15,7 +15,7 @@ from ntkit._checks import check_callable, check_choice, check_named, wrong
 from ntkit._pytrees import as_pytree, told_apart
 from ntkit.attacks.apgd import apgd, check_apgd_loss
 from ntkit.attacks.autoattack import autoattack
-from ntkit.attacks.balls import Ball, check_ball
+from ntkit.attacks.balls import Ball, check_ball, into_bounds
 from ntkit.attacks.fab import fab
 from ntkit.attacks.gradient import check_loss, fgsm, pgd
 from ntkit.attacks.problem import Bounds, Model, check_options
@@ -80,7 +80,7 @@ class Adversary:
 
     def __init__(self, attack: str, ball: Ball, *, bounds: Bounds = (0, 1), **options: Any) -> None:
         check_choice("attack", attack, sorted(ATTACKS))
-        check_ball(ball, bounds)
+        bounds = check_ball(ball, bounds)
         known = [name for name in inspect.signature(ATTACKS[attack]).parameters if name not in _OTHERS]
         for name in options:
             if name not in known:
@@ -90,7 +90,7 @@ class Adversary:
             check = check_apgd_loss if attack == "apgd" else check_loss
             loss = check(options["loss"])
             options |= {} if isinstance(options["loss"], str) else {"loss": loss}
-        values = (attack, ball, (bounds[0], bounds[1]), tuple(sorted(options.items())))
+        values = (attack, ball, bounds, tuple(sorted(options.items())))
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -108,12 +108,8 @@ class Adversary:
 
     def check_pixels(self, images: np.ndarray) -> None:
         """Raise `ValueError` unless all values of a data set are within the bounds, before any of it is attacked."""
-        least, most = float(images.min()), float(images.max())
-        if least < self.bounds[0] or most > self.bounds[1]:
-            raise ValueError(
-                f"images: got values from {least:g} to {most:g}, expected pixels within the adversary's bounds "
-                f"{self.bounds}; give the model's preprocessing as preprocessing="
-            )
+        expected = "pixels within the adversary's bounds"
+        into_bounds("images", images, self.bounds, expected, "; give the model's preprocessing as preprocessing=")
 
 
 def check_adversaries(adversaries: object) -> None:

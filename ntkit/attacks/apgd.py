@@ -15,7 +15,7 @@ from ntkit._checks import check_choice, check_key
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import Ball, like
 from ntkit.attacks.gradient import ascent
-from ntkit.attacks.losses import Loss, cross_entropy, fooled, likeliest, targeted_dlr
+from ntkit.attacks.losses import Loss, clear, likeliest, log_odds, margin, targeted_dlr
 from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_options, problem
 
 # Croce & Hein 2020 (arXiv:2003.01690), section 3: momentum α (eq. 1), the share ρ of steps that must have increased the
@@ -63,8 +63,8 @@ def apgd(
     check_apgd_loss(loss)
     found = problem(model, x, labels, ball, bounds, batch_size=batch_size)
     aims = min(targets, max(found.outputs, 2) - 1) if loss == "targeted_dlr" else None
-    how = _How(ball, (bounds[0], bounds[1]), steps, restarts, aims)
-    return found.solve(functools.partial(_apgd, how), key, batch_size)
+    how = _How(ball, found.bounds, steps, restarts, aims)
+    return found.solve(functools.partial(_apgd, how), key, batch_size, log_odds if aims is None else margin)
 
 
 def check_apgd_loss(loss: object) -> None:
@@ -113,7 +113,9 @@ class _State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apgd(how: _How, model: Any, x: Array, classes: Array, keys: Array) -> Array:
+def _apgd(
+    how: _How, model: Any, x: Array, classes: Array, keys: Array, done: Array, clearance: Array
+) -> tuple[Array, Array]:
     starts = how.restarts * (how.targets or 1)
     order = None if how.targets is None else likeliest(model(x), classes)
 
@@ -121,16 +123,18 @@ def _apgd(how: _How, model: Any, x: Array, classes: Array, keys: Array) -> Array
         kept, score, done = best
         aims = None if order is None else order[:, start // how.restarts]
         own = jax.vmap(lambda key: jax.random.fold_in(key, start))(keys)
-        found, losses, wrong = _from(how, model, x, classes, aims, how.ball.surface(own, x, how.bounds), done)
+        found, losses, wrong = _from(
+            how, model, x, classes, clearance, aims, how.ball.surface(own, x, how.bounds), done
+        )
         better = ~done & (wrong | (losses > score))
         return jnp.where(like(better, x), found, kept), jnp.where(better, losses, score), done | wrong
 
     def unfinished(carry: tuple[Array, tuple[Array, Array, Array]]) -> Array:
         return (carry[0] < starts) & ~jnp.all(carry[1][2])
 
-    none = (x, jnp.full(len(x), -jnp.inf, x.dtype), jnp.zeros(len(x), bool))
-    first = (jnp.zeros((), jnp.int32), none)
-    return lax.while_loop(unfinished, lambda carry: (carry[0] + 1, again(*carry)), first)[1][0]
+    first = (jnp.zeros((), jnp.int32), (x, jnp.full(len(x), -jnp.inf, x.dtype), done))
+    _, (found, _, done) = lax.while_loop(unfinished, lambda carry: (carry[0] + 1, again(*carry)), first)
+    return found, done
 
 
 def _from(
@@ -138,6 +142,7 @@ def _from(
     model: Any,
     x: Array,
     classes: Array,
+    clearance: Array,
     aims: Array | None,
     start: Array,
     done: Array,
@@ -150,17 +155,17 @@ def _from(
         return jnp.where(like(condition, a), a, b)
 
     def loss_of(aims: Array | None) -> Loss:
-        return cross_entropy if aims is None else functools.partial(targeted_dlr, targets=aims)
+        return log_odds if aims is None else functools.partial(targeted_dlr, targets=aims)
 
-    def step(i: Array, fixed: tuple[Array, Array, Array | None], s: _State) -> _State:
-        x, classes, aims = fixed
+    def step(i: Array, fixed: tuple[Array, Array, Array, Array | None], s: _State) -> _State:
+        x, classes, clearance, aims = fixed
         size = like(s.size, x)
         ahead = ball.project(x, s.x + size * ball.steepest(s.gradient), bounds)
         # Eq. 1; the first step has no momentum.
         alpha = jnp.where(i == 0, 1.0, MOMENTUM).astype(x.dtype)
         moved = ball.project(x, s.x + alpha * (ahead - s.x) + (1 - alpha) * (s.x - s.before), bounds)
         gradient, losses, outputs = ascent(model, loss_of(aims), moved, classes)
-        wrong = fooled(outputs, classes) & ~s.done
+        wrong = clear(outputs, classes, clearance) & ~s.done
         improved = losses > s.best_loss
         after = s._replace(
             x=moved,
@@ -192,7 +197,7 @@ def _from(
         return after._replace(found=where(wrong, moved, after.found), done=s.done | wrong)
 
     gradient, losses, outputs = ascent(model, loss_of(aims), start, classes)
-    wrong = fooled(outputs, classes) & ~done
+    wrong = clear(outputs, classes, clearance) & ~done
     state = _State(
         x=start,
         before=start,
@@ -208,6 +213,6 @@ def _from(
         found=start,
         done=done | wrong,
     )
-    state = while_any_stands(step, lambda state: state.done, (x, classes, aims), state, how.steps)
+    state = while_any_stands(step, lambda state: state.done, (x, classes, clearance, aims), state, how.steps)
     wrong = state.done & ~done
     return where(wrong, state.found, state.best), state.best_loss, wrong

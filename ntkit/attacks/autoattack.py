@@ -19,9 +19,8 @@ from ntkit.attacks.problem import (
     BATCH_SIZE,
     Bounds,
     Model,
-    batches,
+    all_outputs,
     check_options,
-    outputs_of,
     problem,
 )
 from ntkit.attacks.square import square
@@ -67,7 +66,7 @@ def autoattack(
     if found.traced:
         raise ValueError("model: got one inside jit, grad or vmap, expected autoattack to be called outside of them")
     size = min(int(batch_size), len(found.x))
-    standing = ~wrong_about(found.model, found.x, found.classes, size)
+    standing = ~np.asarray(fooled(found.clean, found.classes))
     adversarial = np.array(found.x)
     labels = np.asarray(labels)
 
@@ -89,20 +88,11 @@ def autoattack(
             # Whole batches, filled up with the first of them: every attack is compiled once, for one size.
             rows = np.resize(left, -(-len(left) // size) * size)
             own = jax.random.fold_in(key, i)
-            attacked = attack(found.model, found.x[rows], labels[rows], ball, key=own, bounds=bounds, batch_size=size)[
-                : len(left)
-            ]
-            wrong = wrong_about(found.model, attacked, found.classes[left], size)
-            adversarial[left[wrong]] = np.asarray(attacked)[wrong]
+            attacked = attack(
+                found.model, found.given[rows], labels[rows], ball, key=own, bounds=bounds, batch_size=size
+            )
+            wrong = np.asarray(fooled(all_outputs(found.model, attacked, size), found.classes[rows]))[: len(left)]
+            adversarial[left[wrong]] = np.asarray(attacked)[: len(left)][wrong]
             standing[left[wrong]] = False
         record_of(name)
     return jnp.asarray(adversarial)
-
-
-def wrong_about(model: Model, x: Array, classes: Array, size: int) -> np.ndarray:
-    """Whether a model, a pytree, is wrong about each image; in batches of one size."""
-    found = [
-        np.asarray(fooled(outputs_of(model, x[rows]), classes[rows]))[: len(x) - start]
-        for start, rows in batches(len(x), size)
-    ]
-    return np.concatenate(found)

@@ -15,15 +15,17 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ntkit._checks import check_key, wrong
 from ntkit.attacks.adversary import Adversary
-from ntkit.attacks.autoattack import wrong_about
+from ntkit.attacks.balls import Ball, into_bounds
 from ntkit.attacks.gradient import ascent
-from ntkit.attacks.losses import cross_entropy
-from ntkit.attacks.problem import BATCH_SIZE, Model, Problem, batches, check_inside, problem
+from ntkit.attacks.losses import fooled, log_odds
+from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, Problem, all_outputs, problem
 
 # Attacks along the gradient, from those whose result masked gradients spoil.
 WHITE_BOX = ("fgsm", "pgd", "apgd")
 # Of this share of the images a sign must show: below it may be chance.
 TOLERANCE = 0.01
+# Steps along a gradient, in units of the radius, of which one at least should increase the loss.
+STEPS = (1.0, 0.1, 0.01)
 
 
 class MaskedGradientsWarning(UserWarning):
@@ -74,8 +76,9 @@ def evaluate(
     **Returns:** an [`Evaluation`][].
 
     **Warns:** [`MaskedGradientsWarning`][] where the signs of masked gradients show (Athalye et al. 2018,
-    arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705): gradients that are zero, one step that is
-    better than many, or Square, which sees no gradients, that is better than the attacks that do.
+    arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705): gradients that are zero or do not point to
+    where the loss is larger, one step that is better than many, or Square, which sees no gradients, that is better than
+    the attacks that do.
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
     """
@@ -85,10 +88,10 @@ def evaluate(
     first = next(iter(named.values()))
     found = problem(model, x, labels, first.ball, first.bounds, gradient=False, batch_size=batch_size)
     for adversary in named.values():
-        check_inside(found.x, adversary.bounds)
+        into_bounds("x", found.x, adversary.bounds)
     size = min(int(batch_size), len(found.x))
-    right = ~wrong_about(found.model, found.x, found.classes, size)
-    signs = _zero_gradients(found, np.flatnonzero(right), size)
+    right = ~np.asarray(fooled(found.clean, found.classes))
+    signs = _blind_gradients(found, np.flatnonzero(right), size)
     robust: dict[str, float] = {}
     standing: dict[str, np.ndarray] = {}
     for i, (name, adversary) in enumerate(named.items()):
@@ -137,33 +140,49 @@ def _standing(
     if record is not None:
         # It looks for those that stand itself.
         attacked = adversary(found.model, found.x, labels, key, batch_size=size, record=record)
-        return still & ~wrong_about(found.model, attacked, found.classes, size)
+        return still & ~np.asarray(fooled(all_outputs(found.model, attacked, size), found.classes))
     if len(left):
         rows = np.resize(left, -(-len(left) // size) * size)
         attacked = adversary(found.model, found.x[rows], np.asarray(labels)[rows], key, batch_size=size)
-        still[left] = ~wrong_about(found.model, attacked[: len(left)], found.classes[left], size)
+        outputs = all_outputs(found.model, attacked, size)
+        still[left] = ~np.asarray(fooled(outputs, found.classes[rows]))[: len(left)]
     return still
 
 
-def _zero_gradients(found: Problem, right: np.ndarray, size: int) -> list[str]:
-    """Look at the gradient of the cross-entropy where the model is right."""
+def _blind_gradients(found: Problem, right: np.ndarray, size: int) -> list[str]:
+    """Look at the gradient of the cross-entropy where the model is right: whether it says anything of the loss."""
     if not len(right) or not found.differentiable:
         return []
     rows = np.resize(right, -(-len(right) // size) * size)
-    zero = [
-        np.asarray(_is_zero(found.model, found.x[rows[batch]], found.classes[rows[batch]]))
-        for _, batch in batches(len(rows), size)
+    parts = [
+        _signal(found.ball, found.bounds, found.wide, found.x[some].astype(found.dtype), found.classes[some])
+        for some in np.split(rows, len(rows) // size)
     ]
-    share = float(np.mean(np.concatenate(zero)[: len(right)]))
-    if share <= TOLERANCE:
-        return []
-    return [f"the gradient of the cross-entropy is exactly zero at {share:.0%} of the images that the model gets right"]
+    zero, useless = (float(np.mean(np.concatenate(part)[: len(right)])) for part in zip(*parts, strict=True))
+    signs = []
+    if zero > TOLERANCE:
+        signs.append(
+            f"the gradient of the cross-entropy is exactly zero at {zero:.0%} of the images that the model gets right"
+        )
+    if useless > TOLERANCE:
+        signs.append(
+            f"no step along the gradient of the cross-entropy, small or large, increases it at {useless:.0%} of the "
+            "images that the model gets right"
+        )
+    return signs
 
 
-@jax.jit
-def _is_zero(model: Any, x: Array, classes: Array) -> Array:
-    gradient, _, _ = ascent(model, cross_entropy, x, classes)
-    return jnp.all(gradient.reshape(len(x), -1) == 0, axis=1)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _signal(ball: Ball, bounds: Bounds, model: Any, x: Array, classes: Array) -> tuple[Array, Array]:
+    """Give where the gradient is zero, and where it is not, but no step along it increases the loss."""
+    gradient, losses, _ = ascent(model, log_odds, x, classes)
+    zero = jnp.all(gradient.reshape(len(x), -1) == 0, axis=1)
+    useless = ~zero
+    for share in STEPS:
+        moved = ball.project(x, x + share * ball.radius * ball.steepest(gradient), bounds)
+        stays = jnp.all((moved == x).reshape(len(x), -1), axis=1)
+        useless &= ~stays & (log_odds(model(moved), classes) <= losses)
+    return zero, useless
 
 
 def _contradictions(named: Mapping[str, Adversary], standing: Mapping[str, np.ndarray]) -> list[str]:

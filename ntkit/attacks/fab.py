@@ -14,7 +14,7 @@ from ntkit._checks import check_key, wrong
 from ntkit._loops import fast_in_loops
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
-from ntkit.attacks.losses import fooled, likeliest, logits
+from ntkit.attacks.losses import clear, likeliest, logits
 from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_options, problem
 
 # Croce & Hein 2020 (arXiv:1907.02044), section 3: overshoot η, bias α toward the image, and backward step β.
@@ -63,8 +63,8 @@ def fab(
         raise wrong("ball", ball, "ntkit.attacks.Linf(radius) or L2(radius)")
     found = problem(model, x, labels, ball, bounds, batch_size=batch_size)
     aims = min(targets, max(found.outputs, 2) - 1)
-    how = _How(ball, (bounds[0], bounds[1]), steps, restarts, aims)
-    return found.solve(functools.partial(_fab, how), key, batch_size)
+    how = _How(ball, found.bounds, steps, restarts, aims)
+    return found.solve(functools.partial(_fab, how), key, batch_size, None)
 
 
 def to_hyperplane(
@@ -118,7 +118,9 @@ class _How(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _fab(how: _How, model: Any, x: Array, classes: Array, keys: Array) -> Array:
+def _fab(
+    how: _How, model: Any, x: Array, classes: Array, keys: Array, done: Array, clearance: Array
+) -> tuple[Array, Array]:
     order = likeliest(model(x), classes)
 
     def again(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -129,31 +131,37 @@ def _fab(how: _How, model: Any, x: Array, classes: Array, keys: Array) -> Array:
         reach = jnp.minimum(least, how.ball.radius) / 2 / how.ball.radius
         somewhere = x + like(reach, x) * (how.ball.random(own, x, how.bounds) - x)
         begin = jnp.where(restart == 0, x, jnp.clip(somewhere, *how.bounds))
-        best, least = _search(how, model, x, classes, order[:, target], begin, best, least)
+        best, least = _search(how, model, x, classes, clearance, order[:, target], begin, best, least)
         return start + 1, best, least
 
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
         start, _, least = carry
         return (start < how.targets * how.restarts) & ~jnp.all(least <= how.ball.radius)
 
-    least = jnp.where(fooled(model(x), classes), 0.0, jnp.inf).astype(x.dtype)
-    _, best, _ = lax.while_loop(unfinished, again, (jnp.zeros((), jnp.int32), x, least))
-    # What is closer than the radius by a rounded norm is brought into the ball to the last bit; and only what is still
-    # wrong then has been found.
-    inside = how.ball.project(x, best, how.bounds)
-    return jnp.where(like(fooled(model(inside), classes), x), inside, x)
+    least = jnp.where(done, 0.0, jnp.inf).astype(x.dtype)
+    _, best, least = lax.while_loop(unfinished, again, (jnp.zeros((), jnp.int32), x, least))
+    # What is closer than the radius by a rounded norm is brought into the ball to the last bit.
+    return how.ball.project(x, best, how.bounds), least <= how.ball.radius
 
 
 def _search(
-    how: _How, model: Any, x: Array, classes: Array, targets: Array, start: Array, best: Array, least: Array
+    how: _How,
+    model: Any,
+    x: Array,
+    classes: Array,
+    clearance: Array,
+    targets: Array,
+    start: Array,
+    best: Array,
+    least: Array,
 ) -> tuple[Array, Array]:
     """Go from one start toward the boundary with `targets`; give the closest image found and its distance."""
     ball, bounds = how.ball, how.bounds
 
     def step(
-        _: Array, fixed: tuple[Array, Array, Array], state: tuple[Array, Array, Array]
+        _: Array, fixed: tuple[Array, Array, Array, Array], state: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
-        (x, classes, targets), (z, best, least) = fixed, state
+        (x, classes, clearance, targets), (z, best, least) = fixed, state
         done = reached(state)
 
         def gap(z: Array) -> tuple[Array, Array]:
@@ -171,7 +179,7 @@ def _search(
         bias = like(jnp.minimum(here / jnp.maximum(here + there, jnp.finfo(x.dtype).tiny), MOST_BIAS), x)
         moved = (1 - bias) * (z + OVERSHOOT * from_here) + bias * (x + OVERSHOOT * from_image)
         moved = jnp.clip(moved, *bounds)
-        wrong = fooled(fast_in_loops(model)(moved), classes) & ~done
+        wrong = clear(fast_in_loops(model)(moved), classes, clearance) & ~done
         distance = ball.size(moved - x)
         closer = wrong & (distance < least)
         # Eq. 11: back toward the image.
@@ -182,5 +190,6 @@ def _search(
     def reached(state: tuple[Array, Array, Array]) -> Array:
         return state[2] <= ball.radius
 
-    _, best, least = while_any_stands(step, reached, (x, classes, targets), (start, best, least), how.steps)
+    fixed = (x, classes, clearance, targets)
+    _, best, least = while_any_stands(step, reached, fixed, (start, best, least), how.steps)
     return best, least

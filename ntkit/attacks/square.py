@@ -14,7 +14,7 @@ from ntkit._checks import check_key, wrong
 from ntkit._loops import fast_in_loops
 from ntkit.attacks._standing import while_any_stands
 from ntkit.attacks.balls import L2, Ball, Linf, like
-from ntkit.attacks.losses import fooled, margin
+from ntkit.attacks.losses import clear, margin
 from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_options, problem
 
 # The share of pixels in a square is halved after these queries of 10,000 (Andriushchenko et al. 2020, section 5.1).
@@ -57,8 +57,8 @@ def square(
     if not isinstance(ball, Linf | L2):
         raise wrong("ball", ball, "ntkit.attacks.Linf(radius) or L2(radius)")
     found = problem(model, x, labels, ball, bounds, gradient=False, batch_size=batch_size)
-    how = _How(ball, (bounds[0], bounds[1]), queries, share)
-    return found.solve(functools.partial(_square, how), key, batch_size)
+    how = _How(ball, found.bounds, queries, share)
+    return found.solve(functools.partial(_square, how), key, batch_size, margin)
 
 
 class _How(NamedTuple):
@@ -85,30 +85,34 @@ def sides(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _square(how: _How, model: Any, x: Array, classes: Array, keys: Array) -> Array:
+def _square(
+    how: _How, model: Any, x: Array, classes: Array, keys: Array, done: Array, clearance: Array
+) -> tuple[Array, Array]:
     images = x if x.ndim == 4 else x[:, :, None, None]
     sizes = jnp.asarray(sides(how.queries, how.share, images.shape[1:3]))
     start, propose = (_linf, _change_linf) if isinstance(how.ball, Linf) else (_l2, _change_l2)
 
-    def evaluate(candidate: Array, classes: Array) -> tuple[Array, Array]:
+    def evaluate(candidate: Array, classes: Array, clearance: Array) -> tuple[Array, Array]:
         outputs = fast_in_loops(model)(candidate.reshape(-1, *x.shape[1:]))
-        return margin(outputs, classes), fooled(outputs, classes)
+        return margin(outputs, classes), clear(outputs, classes, clearance)
 
     def step(
-        i: Array, fixed: tuple[Array, Array, Array], state: tuple[Array, Array, Array]
+        i: Array, fixed: tuple[Array, Array, Array, Array], state: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
-        (images, classes, keys), (current, worst, done) = fixed, state
+        (images, classes, clearance, keys), (current, worst, done) = fixed, state
         own = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
         one = functools.partial(propose, how.ball.radius, sizes[i])
         candidate = how.ball.project(images, jax.vmap(one)(own, images, current), how.bounds)
-        margins, wrong = evaluate(candidate, classes)
+        margins, wrong = evaluate(candidate, classes, clearance)
         better = ~done & (wrong | (margins > worst))
         return jnp.where(like(better, images), candidate, current), jnp.maximum(margins, worst), done | wrong
 
     begin = how.ball.project(images, jax.vmap(functools.partial(start, how.ball.radius))(keys, images), how.bounds)
-    state = (begin, *evaluate(begin, classes))
-    found = while_any_stands(step, lambda state: state[2], (images, classes, keys), state, how.queries, first=1)
-    return found[0].reshape(x.shape)
+    worst, wrong = evaluate(begin, classes, clearance)
+    state = (jnp.where(like(done, images), images, begin), worst, done | wrong)
+    fixed = (images, classes, clearance, keys)
+    found, _, done = while_any_stands(step, lambda state: state[2], fixed, state, how.queries, first=1)
+    return found.reshape(x.shape), done
 
 
 def _linf(radius: float, key: Array, x: Array) -> Array:

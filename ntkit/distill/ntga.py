@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from ntkit import regression
 from ntkit._checks import check_array, check_integer, check_key, check_number, check_positive, wrong
 from ntkit._pytrees import told_apart
-from ntkit.attacks.balls import Ball, check_ball
+from ntkit.attacks.balls import Ball, check_ball, into_bounds
 from ntkit.attacks.problem import Bounds
 from ntkit.data import Preprocessing, check_labels, one_hot
 from ntkit.data.preprocess import check_preprocessing
@@ -25,6 +25,8 @@ from ntkit.kernels import Kernel
 from ntkit.kernels.base import check_kernel
 from ntkit.runs import Loop, Run
 from ntkit.runs.loop import check_session
+
+PREPROCESSED = "; give the kernel's preprocessing as preprocessing="
 
 
 def ntga(
@@ -91,9 +93,9 @@ def ntga(
     step was finished and, with a `run`, saved.
     """
     check_kernel("kernel", kernel)
-    check_ball(ball, bounds)
+    bounds = check_ball(ball, bounds)
     images, labels, num_classes = check_data_set(images, labels, num_classes)
-    _check_pixels("images", images, bounds)
+    images = into_bounds("images", images, bounds, hint=PREPROCESSED)
     check_key("key", key)
     block_size, steps = check_integer("block_size", block_size), check_integer("steps", steps)
     time = check_number("time", time, above=0, infinite=True)
@@ -108,7 +110,7 @@ def ntga(
         clean, classes = _check_validation(validation, images, num_classes, bounds)
     how = _How(
         ball=ball,
-        bounds=(bounds[0], bounds[1]),
+        bounds=bounds,
         loss=check_loss(loss, num_classes, images.dtype),
         target_batch=None if target_batch is None or target_batch >= len(clean) else target_batch,
     )
@@ -247,7 +249,7 @@ def _check_validation(
     clean, classes = in_jax_precision("validation", validation[0]), check_array("validation", validation[1], "labels")
     if clean.shape[1:] != images.shape[1:]:
         raise ValueError(f"validation: got images of shape {clean.shape[1:]}, expected {images.shape[1:]} as in images")
-    _check_pixels("validation", clean, bounds)
+    clean = into_bounds("validation", clean, bounds, hint=PREPROCESSED)
     check_labels("validation", classes, len(clean), num_classes)
     classes = np.asarray(classes)
     if len(absent := np.setdiff1d(np.arange(num_classes), classes)):
@@ -255,12 +257,3 @@ def _check_validation(
             f"validation: got no examples of class {absent[0]} of {num_classes}, expected some of each class"
         )
     return clean.astype(images.dtype, copy=False), classes
-
-
-def _check_pixels(name: str, images: np.ndarray, bounds: Bounds) -> None:
-    least, most = float(images.min()), float(images.max())
-    if least < bounds[0] or most > bounds[1]:
-        raise ValueError(
-            f"{name}: got values from {least:g} to {most:g}, expected pixels within the bounds {tuple(bounds)}; give "
-            "the kernel's preprocessing as preprocessing="
-        )

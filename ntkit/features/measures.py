@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ntkit._checks import check_key, wrong
 from ntkit.attacks import Adversary
 from ntkit.attacks.losses import fooled
-from ntkit.attacks.problem import BATCH_SIZE, Model, batches, outputs_of, problem
+from ntkit.attacks.problem import BATCH_SIZE, Model, all_outputs, problem
 
 
 class Measure(NamedTuple):
@@ -42,8 +41,7 @@ def usefulness(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the outputs are not finite.
     """
     found = problem(model, x, labels, None, None, gradient=False, batch_size=batch_size)
-    outputs = _outputs(found.model, found.x, batch_size)
-    return _measure(outputs, outputs, found.classes, ~np.asarray(fooled(outputs, found.classes)))
+    return _measure(found.clean, found.clean, found.classes, ~np.asarray(fooled(found.clean, found.classes)))
 
 
 def robustness(
@@ -71,10 +69,10 @@ def robustness(
         raise wrong("adversary", adversary, "an ntkit.attacks.Adversary")
     key = jax.random.key(0) if key is None else check_key("key", key)
     found = problem(model, x, labels, adversary.ball, adversary.bounds, gradient=False, batch_size=batch_size)
-    attacked = adversary(model, found.x, labels, key, batch_size=batch_size)
-    clean, outputs = (_outputs(found.model, images, batch_size) for images in (found.x, attacked))
-    right = ~np.asarray(fooled(clean, found.classes)) & ~np.asarray(fooled(outputs, found.classes))
-    return _measure(outputs, clean, found.classes, right)
+    attacked = adversary(found.model, found.x, labels, key, batch_size=batch_size)
+    outputs = all_outputs(found.model, attacked, batch_size)
+    right = ~np.asarray(fooled(found.clean, found.classes)) & ~np.asarray(fooled(outputs, found.classes))
+    return _measure(outputs, found.clean, found.classes, right)
 
 
 def targets_of(classes: Int[Array, " n"], outputs: int) -> Float[Array, "n outputs"]:
@@ -89,8 +87,3 @@ def _measure(outputs: Array, clean: Array, classes: Array, right: np.ndarray) ->
     values, scale = np.asarray(outputs, np.float64), np.sqrt(np.sum(np.asarray(clean, np.float64) ** 2))
     size = scale * np.sqrt(np.sum(targets**2))
     return Measure(float(np.mean(right)), float(np.sum(values * targets) / size) if size > 0 else 0.0)
-
-
-def _outputs(model: Any, x: Array, batch_size: int) -> Array:
-    parts = [outputs_of(model, x[rows])[: len(x) - start] for start, rows in batches(len(x), batch_size)]
-    return jnp.concatenate(parts)

@@ -16,7 +16,7 @@ from ntkit._checks import check_flag, wrong
 from ntkit._loops import fast_in_loops
 from ntkit.attacks import Ball
 from ntkit.attacks.balls import check_ball, like
-from ntkit.attacks.losses import cross_entropy, fooled
+from ntkit.attacks.losses import fooled, log_odds, spared
 from ntkit.attacks.problem import Bounds, batches, problem
 from ntkit.features.eigen import EigenFeatures
 from ntkit.features.measures import targets_of
@@ -76,7 +76,7 @@ def sweep(
     pairs = BLOCK_BYTES // found.x.dtype.itemsize // n
     at_once = min(m, max(1, pairs))
     size = min(k, max(1, pairs // at_once))
-    how = _How(ball, (bounds[0], bounds[1]))
+    how = _How(ball, found.bounds)
     columns = features.coefficients / features.eigenvalues[:, None]
     totals = []
     with progress(k, "sweep", enabled=show_progress) as bar:
@@ -151,7 +151,7 @@ def _measure(
     targets = targets_of(classes, columns.shape[1])
 
     def loss(value: Array, column: Array) -> Array:
-        return jnp.sum(cross_entropy(value[:, None] * column[None], classes))
+        return jnp.sum(log_odds(value[:, None] * column[None], classes))
 
     # Of one feature the loss depends on one number for each image: the sign of its slope by that decides.
     by_value = jax.vmap(jax.grad(loss), (1, 0))(values, columns)
@@ -168,6 +168,7 @@ def _measure(
 
     def of_feature(value: Array, after: Array, column: Array) -> _Sums:
         clean, outputs = value[:, None] * column[None], after[:, None] * column[None]
+        outputs = jnp.where(spared(log_odds, clean, outputs, classes)[:, None], clean, outputs)
         right = ~fooled(clean, classes)
         still = right & ~fooled(outputs, classes)
         weights = counts.astype(x.dtype)

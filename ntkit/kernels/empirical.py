@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ntkit._checks import check_array, check_call, check_callable, check_integer, check_outputs, wrong
 from ntkit._loops import fast_in_loops
-from ntkit._pytrees import ByValue, Partly, told_apart, traceable
+from ntkit._pytrees import ByIdentity, Partly, told_apart, traceable
 from ntkit.kernels._blocks import balanced, divided, each, rectangle, triangle
 from ntkit.kernels._inputs import check_inputs, check_pair
 from ntkit.kernels._tangents import Factors, Tangents, tangents
@@ -60,7 +60,7 @@ def empirical_ntk(apply_fn: Callable[[Any, Array], Array], params: Any, *, outpu
     if not jax.tree.leaves(split(params)[0]):
         raise ValueError("params: got no arrays, expected at least one")
     output = None if output is None else check_integer("output", output, 0)
-    return EmpiricalNTK(params, ByValue(apply_fn), output)
+    return EmpiricalNTK(params, ByIdentity(apply_fn), output)
 
 
 @told_apart
@@ -73,7 +73,7 @@ class EmpiricalNTK(Kernel):
     """
 
     params: Any
-    network: ByValue = dataclasses.field(metadata={"static": True})
+    network: ByIdentity = dataclasses.field(metadata={"static": True})
     output: int | None = dataclasses.field(metadata={"static": True})
 
     @property

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from ntkit._checks import check_array, check_integers, check_key, check_named, check_sequence, check_text, wrong
 from ntkit.attacks import Adversary, Ball, Preprocessed
 from ntkit.attacks.adversary import check_adversaries
-from ntkit.attacks.balls import check_ball
+from ntkit.attacks.balls import check_ball, into_bounds
 from ntkit.data import Identity, Preprocessing, check_images
 from ntkit.data.preprocess import check_preprocessing
 from ntkit.networks.checkpoints import checkpoints
@@ -35,9 +35,9 @@ def random_noise(
     **Returns:** images as `x`, each inside its ball and the bounds.
     """
     check_images("x", x)
-    check_ball(ball, bounds)
+    bounds = check_ball(ball, bounds)
     check_key("key", key)
-    x = jnp.asarray(x)
+    x = jnp.asarray(into_bounds("x", jnp.asarray(x), bounds))
     direction = ball.steepest(jax.random.normal(key, x.shape, x.dtype))
     return ball.project(x, x + ball.radius * direction, bounds)
 

@@ -277,7 +277,10 @@ def test_plain_functions_are_compiled_once() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": IMAGES + 0.5}, r"x: got pixels from .* expected them within the bounds \(0, 1\)"),
+        (
+            {"x": IMAGES + 0.5},
+            r"x: got values from .* to 1.19\d+, beyond by 0.2, expected .* within the bounds \(0, 1\)",
+        ),
         ({"x": IMAGES.astype(int)}, "x: got dtype int"),
         ({"x": np.full_like(IMAGES, np.nan)}, "x: got NaN"),
         ({"labels": np.full(40, 4)}, "labels: got 4 at index 0, expected classes from 0 to 3"),

@@ -146,7 +146,7 @@ def test_adversaries_are_values_and_pytrees() -> None:
         ),
         (
             lambda: attacks.evaluate(FOUR, IMAGES * 3 - 1, np.zeros(40, int), Adversary("fgsm", Linf(0.1))),
-            "x: got pixels from -0.",
+            "x: got values from -0.",
         ),
     ],
 )

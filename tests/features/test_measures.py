@@ -87,5 +87,5 @@ def test_bad_input() -> None:
         features.sweep(found[0], x, labels, BALL)
     with pytest.raises(ValueError, match="labels"):
         features.sweep(found, x, labels[:5], BALL)
-    with pytest.raises(ValueError, match="x: got pixels"):
+    with pytest.raises(ValueError, match="x: got values"):
         features.sweep(found, x + 1, labels, BALL)
