@@ -148,13 +148,12 @@ class _Function:
 class Partly:
     """A pytree of which its arrays alone are traced. What its other leaves are decides what is compiled.
 
-    **Fields:** `others`: the leaves, with `None` in the place of an array. `mark`: of what they are now.
+    **Fields:** `others`: the leaves, with `None` in the place of an array.
     """
 
     arrays: tuple[Any, ...]
     structure: Any = dataclasses.field(metadata={"static": True})
     others: tuple[ByIdentity | None, ...] = dataclasses.field(metadata={"static": True})
-    mark: str = dataclasses.field(default="", metadata={"static": True})
 
     def whole(self) -> Any:
         """Give the pytree as it was."""
@@ -182,7 +181,7 @@ def _is_float(array: Any) -> bool:
 
 
 def _is_wrapped(part: Any) -> bool:
-    return isinstance(part, _Function | Partly)
+    return isinstance(part, _Function)
 
 
 def _digest(function: Any, x: Any) -> str:
