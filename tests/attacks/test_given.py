@@ -19,6 +19,7 @@ RNG = np.random.default_rng(3)
 ONE, OTHER = RNG.normal(size=(2, 6, 4)).astype(np.float32)
 X = RNG.uniform(0.3, 0.7, (20, 6)).astype(np.float32)
 BALL = Linf(0.05)
+SLOW = ("pgd", "apgd", "fab", "autoattack")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ def test_bounds_of_any_kind(bounds) -> None:
     assert Adversary("pgd", Linf(0.02), bounds=bounds) == Adversary("pgd", Linf(0.02))
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "fab", "square", "autoattack"])
+@pytest.mark.parametrize("name", ["fgsm", "square", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 @pytest.mark.parametrize("ball", [Linf(0.1), pytest.param(L2(0.5), marks=pytest.mark.slow)], ids=["linf", "l2"])
 def test_pixels_that_are_beyond_by_rounding_are_clipped(name, ball) -> None:
     bounds = (0.1, 0.9)

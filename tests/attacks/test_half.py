@@ -14,6 +14,7 @@ from tests.attacks.test_attacks import ALL, distances
 
 KEY = jax.random.key(0)
 HALVES = [jnp.bfloat16, jnp.float16]
+SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in ("apgd-t", "autoattack", "pgd, several starts")}
 
 
 def exactly_inside(ball, x, found, bounds=(0, 1)):
@@ -36,8 +37,8 @@ def strict(x):
     return jax.lax.dot(x.reshape(len(x), -1), weights) + jnp.asarray(OFFSETS, x.dtype)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("autoattack", "pgd, several starts")])
+@pytest.mark.parametrize("dtype", [HALVES[0], pytest.param(HALVES[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*(name for name in ALL if name not in SLOW), *SLOW.values()])
 @pytest.mark.parametrize("ball", [Linf(0.1), pytest.param(L2(0.8), marks=pytest.mark.slow)], ids=["linf", "l2"])
 def test_half_images(name, ball, dtype) -> None:
     x = jnp.asarray(IMAGES, dtype).at[0].set(0).at[1].set(1)
@@ -59,7 +60,7 @@ def test_images_and_logits_of_different_dtypes(of_images) -> None:
         return strict(x.astype(jnp.float32)).astype(logits)
 
     labels = predicted(model, x)
-    for name in ("pgd, several starts", "apgd", "fab"):
+    for name in ("pgd, several starts", "apgd"):
         found = ALL[name](model, x, labels, ball)
         assert found.dtype == of_images
         assert exactly_inside(ball, x, found)

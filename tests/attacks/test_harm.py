@@ -13,6 +13,7 @@ from tests.attacks.models import FOUR, IMAGES, predicted
 from tests.attacks.test_attacks import ALL
 
 KEY = jax.random.key(0)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("apgd-t", "autoattack")]
 
 
 def step(x):
@@ -20,15 +21,14 @@ def step(x):
     return jnp.concatenate([x < 0.5, x >= 0.5], axis=1) * 1.0
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*(name for name in ALL if name not in ("apgd-t", "autoattack")), *SLOW])
 @pytest.mark.parametrize("ball", [Linf(0.1), pytest.param(L2(0.1), marks=pytest.mark.slow)], ids=["linf", "l2"])
 def test_a_wrong_model_stays_wrong(name, ball) -> None:
     x, labels = np.full((100, 1), 0.49, np.float32), np.ones(100, int)
-    for size in (500, 32):
-        assert (predicted(step, ALL[name](step, x, labels, ball, batch_size=size)) != labels).all()
+    assert (predicted(step, ALL[name](step, x, labels, ball, batch_size=64)) != labels).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"stop_early": False}, {"stop_early": False, "restarts": 2}])
+@pytest.mark.parametrize("options", [{}, {"stop_early": False, "restarts": 2}])
 def test_a_wrong_model_stays_wrong_in_compiled_code(options) -> None:
     x, labels = jnp.full((100, 1), 0.49), jnp.ones(100, int)
     adversary = Adversary("pgd", Linf(0.1), **options)

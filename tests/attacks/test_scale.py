@@ -26,10 +26,17 @@ def scaled(scale, end, x):
 
 
 SCALES = [("logits", 1e-6), ("logits", 1e4), ("logits", 1e6), ("softmax", 20), ("log_softmax", 1e4)]
+SLOW = [
+    pytest.param(name, *case, marks=pytest.mark.slow)
+    for name in ("fgsm", "apgd", "apgd-t", "fab")
+    for case in SCALES[3:]
+]
+CASES = [(name, *case) for name in ("fgsm", "pgd", "apgd", "fab") for case in SCALES[:3]]
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "apgd-t", "fab"])
-@pytest.mark.parametrize(("end", "scale"), SCALES)
+@pytest.mark.parametrize(
+    ("name", "end", "scale"), [*CASES, *(("pgd", *case) for case in SCALES[3:]), *SLOW, ("apgd-t", *SCALES[1])]
+)
 def test_the_scale_of_the_logits_is_no_defence(name, end, scale) -> None:
     labels, ball = predicted(FOUR, IMAGES), Linf(0.02)
     model = jax.tree_util.Partial(scaled, scale, jax.tree_util.Partial(ENDS[end]))
@@ -41,7 +48,7 @@ def test_the_scale_of_the_logits_is_no_defence(name, end, scale) -> None:
     assert not wrong[far].any()
 
 
-@pytest.mark.parametrize("ball", [Linf(0.02), L2(0.15)], ids=["linf", "l2"])
+@pytest.mark.parametrize("ball", [Linf(0.02), pytest.param(L2(0.15), marks=pytest.mark.slow)], ids=["linf", "l2"])
 def test_two_classes_are_solved_at_any_scale(ball) -> None:
     # There is only one direction to go: each attack is the closed form.
     two = WEIGHTS[:, :2]
