@@ -106,7 +106,7 @@ class ByIdentity:
         return hash(self._identity())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ByIdentity) and self._identity() == other._identity()
+        return type(self) is type(other) and self._identity() == other._identity()
 
     def _identity(self) -> tuple[Any, ...]:
         if isinstance(self.function, bool | int | float | complex | str | bytes):
@@ -115,6 +115,13 @@ class ByIdentity:
         if isinstance(self.function, types.MethodType):
             return id(self.function.__self__), id(self.function.__func__)
         return (id(self.function),)
+
+
+class ByValue(ByIdentity):
+    """What has a hash, such as a module of flax, as a key of a cache: equal if it says so itself."""
+
+    def _identity(self) -> tuple[Any, ...]:
+        return (type(self.function), self.function) if is_hashable(self.function) else super()._identity()
 
 
 def is_hashable(value: Any) -> bool:
