@@ -172,7 +172,7 @@ def test_summary_and_picture(tmp_path):
     for found in ({"standard": summary, "adversarial": still}, {"one": still}):
         plot.save(plot.dynamics(found), tmp_path / "dynamics.png")
         assert (tmp_path / "dynamics.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="found: expected at least one training"):
+    with pytest.raises(ValueError, match=r"found: got \{\}, expected one result or more"):
         plot.dynamics({})
 
 
