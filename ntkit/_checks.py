@@ -120,14 +120,14 @@ def check_positive(name: str, value: Any, *, unit: str = "") -> float:
 def check_scalar(name: str, value: Any, *, infinite: bool = False) -> Any:
     """A finite number of at least 0 that may be traced, so that it can be differentiated by.
 
-    The value as it is, but for Python's integers: JAX would take them for 32-bit ones.
+    The value as it is, but for numbers that JAX does not know, such as large integers of Python's.
     """
     if isinstance(value, jax.core.Tracer):
         if value.shape != () or not _is_real(value.dtype):
             raise wrong(name, value, "a scalar of at least 0")
         return value
     number = check_number(name, value, least=0, infinite=infinite)
-    return number if isinstance(value, int) else value
+    return value if isinstance(value, float | np.generic | np.ndarray | jax.Array) else number
 
 
 def check_seconds(name: str, value: Any) -> float:
@@ -317,7 +317,9 @@ def check_key(name: str, key: Any) -> Array:
 def check_array(name: str, value: Any, expected: str = "an array of numbers") -> np.ndarray | Array:
     """An array, JAX's or NumPy's, as it is, or what NumPy makes of lists of numbers."""
     array = value
-    if not isinstance(value, np.ndarray | jax.Array):
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"{name}: got a masked array, expected {expected} without a mask")
+    if not isinstance(value, np.ndarray | jax.Array) or isinstance(value, np.matrix):
         try:
             array = np.asarray(value)
         except Exception:
@@ -325,6 +327,10 @@ def check_array(name: str, value: Any, expected: str = "an array of numbers") ->
             raise wrong(name, value, expected) from None
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
         raise wrong(name, value, expected)
+    if isinstance(array, np.ndarray) and array.dtype.kind in "iufc":
+        # JAX takes neither another byte order nor numbers of more than 64 bits.
+        native = np.dtype(np.float64) if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
+        array = array if array.dtype == native else array.astype(native)
     return array
 
 
@@ -399,6 +405,8 @@ def check_path(name: str, value: Any) -> Path:
         raise wrong(name, value, "a path")
     if "\0" in path:
         raise wrong(name, value, "a path without a zero character")
+    if any(len(os.fsencode(part)) > 255 for part in Path(path).parts):
+        raise wrong(name, value, "a path of names of at most 255 characters")
     return Path(path)
 
 

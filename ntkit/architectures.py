@@ -205,8 +205,8 @@ def fc(
     **Raises:** `ValueError` that names the argument.
     """
     build = _Builder(depth, 0, activation, W_std, b_std, parameterization, width)
-    layers = (Flatten(), *(build.dense, build.activation) * depth, build.dense)
-    return build.architecture(f"fc{depth}", layers)
+    layers = (Flatten(), *(build.dense, build.activation) * build.depth, build.dense)
+    return build.architecture(f"fc{build.depth}", layers)
 
 
 def conv(
@@ -223,8 +223,8 @@ def conv(
     **Arguments:** as in [`fc`][]; `depth` is the number of convolutions, at least 1.
     """
     build = _Builder(depth, 1, activation, W_std, b_std, parameterization, width)
-    layers = (*(build.conv, build.activation) * depth, Flatten(), build.dense)
-    return build.architecture(f"conv{depth}", layers)
+    layers = (*(build.conv, build.activation) * build.depth, Flatten(), build.dense)
+    return build.architecture(f"conv{build.depth}", layers)
 
 
 def convnet(
@@ -244,8 +244,8 @@ def convnet(
     **Arguments:** as in [`fc`][]; `depth` is the number of convolutions, at least 1.
     """
     build = _Builder(depth, 1, activation, W_std, b_std, parameterization, width)
-    layers = (*(build.conv, build.activation, AveragePool()) * depth, Flatten(), build.dense)
-    return build.architecture(f"convnet{depth}", layers)
+    layers = (*(build.conv, build.activation, AveragePool()) * build.depth, Flatten(), build.dense)
+    return build.architecture(f"convnet{build.depth}", layers)
 
 
 # Convolutions between pooling layers: Shankar et al. 2020 (arXiv:2003.02237), figure 1.
@@ -269,11 +269,11 @@ def myrtle(
     **Arguments:** as in [`fc`][]; `depth` is 5, 7 or 10.
     """
     build = _Builder(depth, 1, activation, W_std, b_std, parameterization, width)
-    if depth not in MYRTLE_STAGES:
+    if build.depth not in MYRTLE_STAGES:
         raise wrong("depth", depth, "5, 7 or 10 (the Myrtle networks there are)")
-    first, second, third = ((build.conv, build.activation) * count for count in MYRTLE_STAGES[depth])
+    first, second, third = ((build.conv, build.activation) * count for count in MYRTLE_STAGES[build.depth])
     layers = (*first, AveragePool(), *second, AveragePool(), *third, GlobalAveragePool(), build.dense)
-    return build.architecture(f"myrtle{depth}", layers)
+    return build.architecture(f"myrtle{build.depth}", layers)
 
 
 def check_gaussian(architecture: Architecture) -> None:
@@ -393,7 +393,7 @@ class _Builder:
         parameterization: Parameterization,
         width: int,
     ) -> None:
-        check_integer("depth", depth, least, MAX_DEPTH)
+        self.depth = check_integer("depth", depth, least, MAX_DEPTH)
         self.parameterization = parameterization
         self.width = width
         self.dense = Dense(W_std, b_std)

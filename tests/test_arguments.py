@@ -4,6 +4,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,9 @@ HOSTILE: list[Any] = [
     *(np.zeros(3), np.zeros((6, 3), int), np.zeros((0, 3)), np.full((6, 3), np.nan), np.full((6, 3), np.inf)),
     *(np.array("x"), np.array([None, 1]), np.zeros((2, 2, 2)), np.zeros((6, 3), complex), np.float32(-1), np.bool_(1)),
     *(jnp.zeros(()), jnp.zeros((6, 4)), jax.random.key(1), jax.random.split(KEY), KERNEL, BALL, PREPROCESSING),
-    *(lambda *arguments, **options: None, lambda: None, range(3), Path("/"), Path("no/such/directory")),
+    *(lambda *arguments, **options: None, lambda: None, range(3), Path("/"), Path("no/such/directory"), "x" * 10**5),
+    *(np.ma.masked_array(X, X > 0.5), np.zeros((6, 3), ">f4"), np.zeros((6, 3), np.longdouble), Fraction(1, 2)),
+    *(jnp.int32(1), 1e308, 5e-324),
 ]
 
 

@@ -225,7 +225,7 @@ def problem(
     """
     if ball is not None or bounds is not None:
         bounds = check_ball(ball, bounds)
-    check_images("x", x)
+    x = check_images("x", x)
     check_integer("batch_size", batch_size)
     check_callable("model", model, "a callable from images to outputs")
     given = x = jnp.asarray(x)

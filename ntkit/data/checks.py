@@ -11,7 +11,7 @@ import numpy as np
 from ntkit._checks import check_array, check_batch
 
 
-def check_images(name: str, images: Any) -> None:
+def check_images(name: str, images: Any) -> np.ndarray | jax.Array:
     """Check that `images` is a batch that can be computed with.
 
     **Arguments:**
@@ -20,12 +20,14 @@ def check_images(name: str, images: Any) -> None:
     - `images`: floats (n, height, width, channels) or (n, d), none of these 0. Traced arrays are checked for shape
       and dtype only.
 
+    **Returns:** `images` as an array of JAX's or NumPy's: what it is already, unless JAX does not take it.
+
     **Raises:** `ValueError` if `images` is not an array of floats, has another rank, has an empty axis, or holds NaN or
     infinity (the message gives the index of the first bad image).
     """
     x = check_batch(name, images)
     if isinstance(x, jax.core.Tracer):
-        return
+        return x
     xp: Any = jnp if isinstance(x, jax.Array) else np
     finite = xp.isfinite(x)
     # A good batch costs one number's transfer from a device; only a bad one is looked through for its index.
@@ -35,6 +37,7 @@ def check_images(name: str, images: Any) -> None:
             f"{name}: got NaN or infinity in {len(bad)} of {len(x)} images, the first at index {bad[0]}, "
             "expected finite values"
         )
+    return x
 
 
 def check_labels(name: str, labels: Any, n: int | None, num_classes: int) -> None:

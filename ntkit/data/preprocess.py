@@ -215,6 +215,8 @@ class ZCA(Preprocessing):
         if not np.trace(moment) > 0:
             raise ValueError("images: got images that are all flat, expected some contrast")
         whitening, unwhitening = _whitening(moment, regularization, len(x))
+        if unwhitening.max() > np.finfo(np.float32).max:
+            raise wrong("regularization", regularization, "a finite number of at least 0, and less")
         f32 = jnp.float32
         return cls(
             mean=jnp.asarray(mean, f32),
@@ -291,7 +293,7 @@ def check_preprocessing(name: str, preprocessing: Any, shape: tuple[int, ...] | 
 
 
 def _training_images(images: Any) -> np.ndarray:
-    check_images("images", images)
+    images = check_images("images", images)
     x = np.asarray(images)
     if len(x) < 2:
         raise ValueError(f"images: got {len(x)} image, expected at least 2 to fit a preprocessing")

@@ -43,10 +43,11 @@ class Distilled:
     kernel: Kernel | tuple[Kernel, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_images("images", self.images)
-        check_finite("labels", check_targets("labels", self.labels, len(self.images)))
-        for name in ("images", "labels"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        images = np.asarray(check_images("images", self.images))
+        labels = np.asarray(check_targets("labels", self.labels, len(images)))
+        check_finite("labels", labels)
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", labels)
         check_named("history", self.history, "columns by their names")
         check_named("metadata", self.metadata, "a mapping that JSON can hold")
         kernels = self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)

@@ -44,8 +44,7 @@ def check_data_set(images: ArrayLike, labels: ArrayLike, num_classes: int | None
 
 def in_jax_precision(name: str, images: ArrayLike) -> np.ndarray:
     """Give checked images in the precision that JAX computes with: at least float32, and float64 if x64 is on."""
-    check_images(name, images)
-    images = np.asarray(images)
+    images = np.asarray(check_images(name, images))
     dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(images.dtype), jnp.float32)
     with np.errstate(over="ignore"):
         converted = images.astype(dtype, copy=False)

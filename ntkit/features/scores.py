@@ -96,8 +96,8 @@ def nngp_accuracy(
     ridge = check_number("ridge", ridge, least=0)
     check_key("key", key)
     check_callable("draw", draw, "a function of a key and images")
-    check_images("x", x)
-    check_images("new", new)
+    x = check_images("x", x)
+    new = check_images("new", new)
     if np.shape(new)[1:] != np.shape(x)[1:]:
         raise ValueError(f"new: got inputs of shape {np.shape(new)[1:]}, expected {np.shape(x)[1:]} as in x")
     check_labels("labels", labels, np.shape(x)[0], num_classes)

@@ -20,7 +20,7 @@ from ntkit.data.preprocess import check_preprocessing
 from ntkit.kernels import empirical_ntk
 from ntkit.networks.dynamics import Dynamics
 from ntkit.networks.linearized import linearize
-from ntkit.networks.training import Adversary, Module, TrainedNetwork, check_network, initialize, train
+from ntkit.networks.training import MAX_STEPS, Adversary, Module, TrainedNetwork, check_network, initialize, train
 from ntkit.regression import accuracy
 
 
@@ -111,8 +111,8 @@ def kernel_dynamics(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the training diverged.
     """
     steps_of("at", at, 2)
-    check_images("images", images)
-    check_images("sample", sample)
+    images = check_images("images", images)
+    sample = check_images("sample", sample)
     if np.shape(sample)[1:] != np.shape(images)[1:]:
         raise ValueError(
             f"sample: got shape {np.shape(sample)}, expected (n, {_sizes(np.shape(images)[1:])}) as images"
@@ -175,7 +175,7 @@ def linearized_from(
     steps = steps_of("networks", tuple(networks), 2)
     adversaries = {} if adversaries is None else adversaries
     check_adversaries(adversaries)
-    check_images("x", x)
+    x = check_images("x", x)
     check_key("key", key)
     if preprocessing is not None:
         check_preprocessing("preprocessing", preprocessing, np.shape(x)[1:])
@@ -212,7 +212,7 @@ def linearized_from(
 def steps_of(name: str, at: Sequence[int], least: int) -> list[int]:
     """Give numbers of steps in rising order, each once; `ValueError` that names the argument for anything else."""
     try:
-        steps = sorted(set(check_integers(name, at, 0)))
+        steps = sorted(set(check_integers(name, at, 0, MAX_STEPS)))
     except ValueError:
         steps = []
     if len(steps) < least or steps[-1] == 0:

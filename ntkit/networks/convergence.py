@@ -78,7 +78,7 @@ def convergence(
     **Raises:** `ValueError` that names the argument, also for a learning rate with which the prediction diverges;
     `FloatingPointError` if the training diverged.
     """
-    check_images("images", images)
+    images = check_images("images", images)
     check_finite("targets", check_targets("targets", targets, np.shape(images)[0]), "finite values")
     steps_of("at", at, 1)
     if kernel is not None:

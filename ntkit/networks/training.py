@@ -197,7 +197,7 @@ def train(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the loss became infinite or NaN;
     `Interrupted` (a `KeyboardInterrupt`) on Ctrl-C or SIGTERM, after the step was finished and, with a `run`, saved.
     """
-    check_images("images", images)
+    images = check_images("images", images)
     check_key("key", key)
     images = jnp.asarray(images)
     targets = jnp.asarray(check_targets("targets", targets, len(images)))
@@ -445,7 +445,9 @@ def _optimizer(
         )
     check_optimizer("optimizer", optimizer, "'adam', 'sgd' or ")
     if learning_rate is not None:
-        raise ValueError(f"learning_rate: got {learning_rate!r} beside an optimizer that has its own, expected none")
+        raise ValueError(
+            f"learning_rate: got {told(learning_rate)} beside an optimizer that has its own, expected none"
+        )
     return optimizer
 
 

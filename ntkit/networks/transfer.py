@@ -34,7 +34,7 @@ def random_noise(
 
     **Returns:** images as `x`, each inside its ball and the bounds.
     """
-    check_images("x", x)
+    x = check_images("x", x)
     bounds = check_ball(ball, bounds)
     check_key("key", key)
     x = jnp.asarray(into_bounds("x", jnp.asarray(x), bounds))
@@ -78,8 +78,8 @@ def transfer(
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the training diverged.
     """
-    check_images("images", images)
-    check_images("x", x)
+    images = check_images("images", images)
+    x = check_images("x", x)
     x = jnp.asarray(x)
     check_integers("steps", steps)
     check_key("key", key)
