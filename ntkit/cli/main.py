@@ -59,7 +59,7 @@ def _run(name: str, arguments: list[str]) -> None:
     import tyro
 
     from ntkit.cli.distributed import DistributedOptions
-    from ntkit.cli.options import as_flag
+    from ntkit.cli.options import as_flag, kernel_at_fault
     from ntkit.cli.ranges import check_ranges
 
     options: Any = None
@@ -83,7 +83,12 @@ def _run(name: str, arguments: list[str]) -> None:
             with _one_line_errors(name):
                 options = options.completed(arguments[1:])
             check_ranges(options)
-        options.run()
+        try:
+            options.run()
+        except (ValueError, FloatingPointError) as error:
+            if (fault := kernel_at_fault(options)) is None:
+                raise
+            raise ValueError(fault) from error
     except OSError as error:
         _exit(name, as_flag(_of_a_file(error, options), options))
     except (ValueError, FloatingPointError, ImportError) as error:

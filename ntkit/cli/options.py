@@ -21,7 +21,7 @@ from ntkit import networks
 from ntkit.activations import ACTIVATIONS
 from ntkit.architectures import check_image_shape
 from ntkit.attacks import L2, Adversary, Ball, Linf
-from ntkit.cli.ranges import AttackSteps, Depth, Scale
+from ntkit.cli.ranges import AttackSteps, Depth, Ridge, Scale
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
 from ntkit.networks.training import Module
 from ntkit.runs import Interrupted, Run, uninterrupted
@@ -76,7 +76,7 @@ class KernelOptions:
 class RegressionOptions(KernelOptions):
     """Which kernel, and how its regression is regularized."""
 
-    ridge: Scale = 1e-6
+    ridge: Ridge = 1e-6
     """Ridge, relative to the mean of the Gram matrix's diagonal; at least 0."""
 
 
@@ -158,6 +158,29 @@ def with_hyper_parameters(kernels: list[ntkit.Kernel], values: Any) -> list[ntki
         jax.tree.unflatten(jax.tree.structure(kernel), list(member))
         for kernel, member in zip(kernels, numbers, strict=True)
     ]
+
+
+def kernel_at_fault(options: object) -> str | None:
+    """Say that the kernel is at fault, if its standard deviations are not the usual ones and it overflows or is 0.
+
+    What fails then is whatever is computed of it first, which blames its own arguments.
+    """
+    if not isinstance(options, KernelOptions) or not isinstance(options, DataOptions):
+        return None
+    if (options.W_std, options.b_std) == (KernelOptions.W_std, KernelOptions.b_std):
+        return None
+    try:
+        images = prepare(options).train_images[:2]
+        grams = [np.asarray(kernel(images)) for kernel in make_kernels(options)]
+    except (OSError, ValueError):
+        return None
+    for gram in grams:
+        if not (np.isfinite(gram).all() and gram.any()):
+            kernel = f"the kernel of an image with itself is {gram[0, 0]:g}"
+            if options.b_std > options.W_std:
+                return f"b_std: got {options.b_std:g}, with a W_std of {options.W_std:g}, expected others: {kernel}"
+            return f"W_std: got {options.W_std:g}, with a b_std of {options.b_std:g}, expected others: {kernel}"
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,14 +31,15 @@ class Numbers:
 
     above_0: bool = False
     infinite: bool = False
+    most: float = MAX
 
     def check(self, name: str, value: Any) -> None:
         """Raise `ValueError` unless the value is one of them."""
         number = check_number(
             name, value, least=None if self.above_0 else 0, above=0 if self.above_0 else None, infinite=self.infinite
         )
-        if number not in (0, np.inf) and not TINY <= number <= MAX:
-            raise wrong(name, value, f"a number that float32 can hold, {TINY:.2g} to {MAX:.2g}")
+        if number not in (0, np.inf) and not TINY <= number <= self.most:
+            raise wrong(name, value, f"a number that float32 can calculate with, {TINY:.2g} to {self.most:.2g}")
 
 
 # How many there are of something, or how large a limit or a batch is.
@@ -50,6 +51,8 @@ TrainingSteps: TypeAlias = Annotated[int, Integers(0, 10**8)]
 # Steps and starts of an attack.
 AttackSteps: TypeAlias = Annotated[int, Integers(1, 10**6)]
 Scale: TypeAlias = Annotated[float, Numbers()]
+# It is multiplied by the diagonal of the Gram matrix, and labels that make up for it by it.
+Ridge: TypeAlias = Annotated[float, Numbers(most=1e20)]
 Rate: TypeAlias = Annotated[float, Numbers(above_0=True)]
 # A time, of gradient flow or between checkpoints.
 Time: TypeAlias = Annotated[float, Numbers(infinite=True)]

@@ -128,7 +128,10 @@ class Score(RunOptions, DataOptions):
 
         def alignment(network: networks.TrainedNetwork) -> features.Scores:
             kernel = ntkit.empirical_ntk(network.module.apply, network.variables)
-            return features.scores(kernel(x), labels)
+            gram = np.asarray(kernel(x))
+            if not np.isfinite(gram).all():
+                raise ValueError(f"learning_rate: got {self.learning_rate:g}, expected less: the networks diverge")
+            return features.scores(gram, labels)
 
         first = alignment(networks.initialize(module, data.x, key=key_init))
         some = self.epochs * math.ceil(len(data.x) / BATCH)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
 from ntkit import regression
-from ntkit._checks import check_integer, check_number
+from ntkit._checks import check_integer, check_number, wrong
 from ntkit.data import one_hot
 from ntkit.distill.distilled import Distilled
 from ntkit.distill.support import check_data_set, in_jax_precision
@@ -70,10 +70,16 @@ def label_solve(
     else:
         cross = np.asarray(gram_in_blocks(kernel, images, support, mesh=mesh), np.float64)
     gram = np.asarray(kernel(support), np.float64)
+    if not (np.isfinite(gram).all() and np.isfinite(cross).all()):
+        raise FloatingPointError(
+            f"kernel: not finite in {support.dtype} on these images; make its W_std and b_std smaller"
+        )
     # Directions that the target set does not determine to the kernel's own precision are left at zero.
     cutoff = max(cross.shape) * float(jnp.finfo(support.dtype).eps)
     weights, _, _, _ = lstsq(cross, targets, cond=cutoff, check_finite=True)
     solved = gram @ weights + ridge * (np.trace(gram) / len(gram)) * weights
+    if not np.abs(solved).max() <= jnp.finfo(support.dtype).max:
+        raise wrong("ridge", ridge, f"less: {support.dtype} cannot hold the labels that make up for it")
     distilled = Distilled(np.asarray(support), solved.astype(support.dtype), kernel=kernel)
     # What the float32 set itself achieves, not the float64 weights behind it.
     model = regression.fit(kernel, support, jnp.asarray(distilled.labels), ridge)

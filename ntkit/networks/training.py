@@ -288,6 +288,9 @@ def train(
         one_by_one=one_by_one,
     )
     state, records = loop(state)
+    # A loss is of the parameters before its step.
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+        raise FloatingPointError("training diverged: parameters are not finite at its end; try a smaller learning rate")
     return dataclasses.replace(network(state), losses=np.asarray(state.losses), history=columns(records))
 
 

@@ -170,3 +170,17 @@ def test_a_data_directory_that_a_file_names_runs_nothing(tmp_path, monkeypatch, 
     )
     assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["label-solve --out x", "features --images 20 --out x", "evaluate set.npz --network-steps 0"]
+)
+@pytest.mark.parametrize(("stds", "value"), [("--W-std 1e20", "inf"), ("--W-std 0 --b-std 0", "0")])
+def test_a_kernel_that_overflows_or_is_0_is_blamed_itself(command, stds, value, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    name, *options = command.split()
+    assert status(name, *options, *stds.split()) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"ntkit {name}: --W-std: got ")
+    assert last.endswith(f"expected others: the kernel of an image with itself is {value}")
+    assert not (folder / "x").exists()

@@ -50,3 +50,11 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_status_2(options, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     check_one_line("score", options, BAD[options], capsys)
+
+
+def test_a_learning_rate_at_which_networks_diverge_is_blamed(tmp_path, capsys):
+    small = "--candidates fc1x4 fc2x4 --images 20 --train-limit 50 --epochs 1 --steps 2 --seeds 1 --learning-rate 1e30"
+    check_one_line(
+        "score", f"{small} --out {tmp_path / 'run'}", "--learning-rate: got 1e+30, expected less: the networks", capsys
+    )
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ntkit
 from ntkit import distill
 from ntkit.data import one_hot
 
@@ -68,3 +69,10 @@ def test_bad_input_is_one_line_that_names_it(options, message):
     arguments = {"kernel": RBF(), "support_images": SUPPORT, "images": IMAGES, "labels": LABELS} | options
     with pytest.raises(ValueError, match=f"^{message}"):
         distill.label_solve(**arguments)
+
+
+def test_what_float32_cannot_hold_is_blamed_on_what_asks_for_it():
+    with pytest.raises(ValueError, match=r"^ridge: got 3e\+38, expected less: float32 cannot hold the labels"):
+        distill.label_solve(RBF(), SUPPORT, IMAGES, LABELS, ridge=3e38)
+    with pytest.raises(FloatingPointError, match=r"^kernel: not finite in float32 on these images"):
+        distill.label_solve(ntkit.ntk(ntkit.fc(1, W_std=1e20)), SUPPORT, IMAGES, LABELS)
