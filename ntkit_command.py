@@ -53,8 +53,9 @@ def _end(status: int) -> None:
     then a segmentation fault came after the last line. By now all files are written and closed. Processes that work
     together have more to do: they take leave of each other.
     """
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    # Of a JAX that is half imported there is nothing yet.
+    distributed = getattr(sys.modules.get("jax"), "distributed", None)
+    if getattr(distributed, "is_initialized", bool)():
         return
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
