@@ -53,11 +53,17 @@ def rectangle(f: Callable[[Batch, Batch], Array], first: Batch, second: Batch, s
     return _together(rows)[:n1, :n2]
 
 
-def triangle(f: Callable[[Batch, Batch], Array], batch: Batch, diagonal: Array, size: int) -> Array:
+def triangle(
+    f: Callable[[Batch, Batch], Array],
+    batch: Batch,
+    diagonal: Array,
+    size: int,
+    own_pairs: Callable[[Batch], Array] | None = None,
+) -> Array:
     """Compute a symmetric `f` for every element of a batch with every other, each pair of blocks once.
 
     **Arguments:** as in [`rectangle`][]; f(a, b) is the transpose of f(b, a) up to rounding. `diagonal`: (n,), the
-    exact values of each element with itself.
+    exact values of each element with itself. `own_pairs`: f(a, a), but for the diagonal, if something else gives it.
 
     **Returns:** (n, n), symmetric to the last bit.
     """
@@ -65,7 +71,7 @@ def triangle(f: Callable[[Batch, Batch], Array], batch: Batch, diagonal: Array, 
 
     # Stored: XLA would compute a block again for its mirror image, along the slow axis.
     def own(batch: Batch, diagonal: Array) -> Array:
-        values = stored(f(batch, batch))
+        values = stored(f(batch, batch) if own_pairs is None else own_pairs(batch))
         return jnp.where(jnp.eye(len(values), dtype=bool), diagonal[:, None], (values + values.T) / 2)
 
     if n <= size:

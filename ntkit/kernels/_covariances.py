@@ -22,10 +22,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ntkit.architectures import Activation, Conv, Dense, Parameterization
+from ntkit.architectures import Activation, Conv, Dense
 from ntkit.kernels import _first_stage
 from ntkit.kernels._moments import MOMENTS, Keep, Maps
-from ntkit.kernels._stages import Axis, Cells, Layers, Stage
+from ntkit.kernels._stages import Axis, Cells, Layers, Recursion, Stage
 from ntkit.kernels._stored import stored
 
 # Images of no more channels than this are multiplied one channel after the other: a matrix product of so few terms is
@@ -53,18 +53,6 @@ class Covariances(NamedTuple):
 
     nngp: Array
     ntk: Array | None
-
-
-class Recursion(NamedTuple):
-    """What is the same for all layers.
-
-    **Fields:** `tangent`: whether T is asked for. `pallas`: whether the first stage is one kernel of a GPU, where it
-    can be.
-    """
-
-    parameterization: Parameterization
-    tangent: bool
-    pallas: bool = False
 
 
 def kernel(recursion: Recursion, stages: tuple[Stage, ...], first: Batch, second: Batch, *, same: bool) -> Array:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TypeAlias, assert_never
+from typing import NamedTuple, TypeAlias, assert_never
 
 import numpy as np
 
@@ -27,10 +27,23 @@ from ntkit.architectures import (
     Dense,
     Flatten,
     GlobalAveragePool,
+    Parameterization,
 )
 
 Layers: TypeAlias = "tuple[tuple[Dense | Conv | Activation, int], ...]"
 Ends: TypeAlias = "list[tuple[int, Cells]]"
+
+
+class Recursion(NamedTuple):
+    """What is the same for all layers.
+
+    **Fields:** `tangent`: whether T is asked for. `pallas`: whether the first stage is one kernel of a GPU, where it
+    can be.
+    """
+
+    parameterization: Parameterization
+    tangent: bool
+    pallas: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,10 @@ from jaxtyping import Array
 
 from ntkit._pytrees import told_apart
 from ntkit.architectures import Activation, Architecture, Flatten, check_image_shape
-from ntkit.kernels import _blocks
-from ntkit.kernels._covariances import Batch, Recursion, kernel, variances
+from ntkit.kernels import _blocks, _near
+from ntkit.kernels._covariances import Batch, kernel, variances
 from ntkit.kernels._moments import MOMENTS, Maps
-from ntkit.kernels._stages import Stage, stages, stages_to_the_last_activation
+from ntkit.kernels._stages import Recursion, Stage, stages, stages_to_the_last_activation
 from ntkit.kernels.base import Kernel
 from ntkit.kernels.stax import Get
 
@@ -65,13 +65,17 @@ class FusedKernel(Kernel):
         plan = self._stages(x1)
         most = self._pairs_at_once(plan, x1.dtype.itemsize)
 
-        def block(first: Batch, second: Batch) -> Array:
-            return kernel(self._recursion, plan, _down(first), _across(second), same=False)
+        def block(first: Batch, second: Batch, same: bool = False) -> Array:
+            return self._pairs(plan, first, second, same)
 
         if x2 is None:
             batch = self._batch(x1, most)
             side = _side_in_cache(len(x1), x1.dtype.itemsize) if most is None else max(1, math.isqrt(most))
-            return _blocks.triangle(block, batch, self._diagonal(batch, plan, most), side)
+
+            def own(batch: Batch) -> Array:
+                return block(batch, batch, True)
+
+            return _blocks.triangle(block, batch, self._diagonal(batch, plan, most), side, own)
         x2 = self._images(x2)
         first, second = self._batches(x1, x2, most)
         # The second images are the ones that are moved: fewer of them cost less.
@@ -84,6 +88,16 @@ class FusedKernel(Kernel):
         plan = self._stages(x)
         most = self._pairs_at_once(plan, x.dtype.itemsize)
         return self._diagonal(self._batch(x, most), plan, most)
+
+    def _pairs(self, plan: tuple[Stage, ...], first: Batch, second: Batch, same: bool) -> Array:
+        """Give the kernel of every pair; but for the diagonal where both are the same."""
+        x1, x2 = first.images, second.images
+        if x1[0].size <= _near.FEW and x1.shape[2:] == (1, 1):
+            return _near.kernel(self._recursion, plan, x1[:, None], x2[None])
+        values = kernel(self._recursion, plan, _down(first), _across(second), same=False)
+        if not _near.supports(plan):
+            return values
+        return _near.mended(self._recursion, plan, values, x1, x2, same=same)
 
     def _diagonal(self, batch: Batch, plan: tuple[Stage, ...], most: int | None) -> Array:
         def own(batch: Batch) -> Array:

@@ -116,7 +116,7 @@ def test_transformations() -> None:
     np.testing.assert_allclose(by_row, expected, rtol=1e-5)
     scales = jnp.array([1.0, 3.0])
     family = jax.vmap(lambda scale: (scale * LINEAR)(X1, X2))(scales)
-    np.testing.assert_allclose(family, scales[:, None, None] * LINEAR(X1, X2), rtol=1e-6)
+    np.testing.assert_allclose(family, scales[:, None, None] * LINEAR(X1, X2), rtol=1e-6, atol=1e-6)
     gradient = jax.grad(lambda k: k(X1).sum())(3.0 * LINEAR)
     assert isinstance(gradient, Kernel)
     np.testing.assert_allclose(gradient.scale, LINEAR(X1).sum(), rtol=1e-6)
@@ -151,7 +151,7 @@ def test_from_stax() -> None:
     for get, build in (("ntk", ntkit.ntk), ("nngp", ntkit.nngp)):
         kernel = ntkit.from_stax(kernel_fn, get)
         assert jax.tree.leaves(kernel) == []
-        np.testing.assert_allclose(kernel(X1, X2), build(architecture)(X1, X2), rtol=1e-5)
+        np.testing.assert_allclose(kernel(X1, X2), build(architecture)(X1, X2), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(kernel.diagonal(X1), np.diag(kernel(X1)), rtol=1e-5)
 
 
