@@ -37,11 +37,16 @@ from ntkit.solvers import (
     CG,
     Cholesky,
     ConvergenceWarning,
+    InMemory,
     Report,
+    RoundingWarning,
     Solver,
     cross_product,
     operator_of,
+    rounding,
+    rounding_of_angles,
     solve,
+    warn_of_rounding,
 )
 
 __all__ = [
@@ -51,6 +56,7 @@ __all__ = [
     "Predictor",
     "Report",
     "RidgeWarning",
+    "RoundingWarning",
     "accuracy",
     "fit",
     "flow",
@@ -137,7 +143,8 @@ def fit(
     **Returns:** a [`Predictor`][].
 
     **Warns:** [`RidgeWarning`][] if a larger ridge was used. Not while being traced (inside `jit` or `grad`): there the
-    caller finds it as `predictor.ridge`. [`ConvergenceWarning`][] if [`CG`][] stopped above its tolerance;
+    caller finds it as `predictor.ridge`. [`RoundingWarning`][] if rounding changes predictions by an estimated percent
+    or more: the precision does not resolve the model. [`ConvergenceWarning`][] if [`CG`][] stopped above its tolerance;
     `predictor.report` has what it reached.
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
@@ -155,9 +162,14 @@ def fit(
         raise ValueError(
             "mesh: got one for Cholesky, which runs on one device, expected it for solver=CG() or for ntkit.gram"
         )
-    solution = solver(operator_of(kernel, x, gram, mesh, block_size), y, ridge, progress=progress)
+    operator = operator_of(kernel, x, gram, mesh, block_size)
+    if isinstance(solver, Cholesky):
+        operator = InMemory(operator.dense())
+    solution = solver(operator, y, ridge, progress=progress)
     if not traced(solution.weights):
         _check_finite("fit", solution.weights)
+        found = operator.dense() if isinstance(solver, Cholesky) else operator.diagonal()
+        _warn_of_rounding("fit", kernel, x, y, found, solution.weights)
     if not traced(solution.ridge, ridge):
         warn_of_ridge(float(np.asarray(ridge)), float(solution.ridge))
     return Predictor(kernel, x, solution.weights, solution.ridge, solution.report)
@@ -182,15 +194,19 @@ def flow(
 
     **Returns:** a [`Predictor`][], with `ridge` 0.
 
+    **Warns:** [`RoundingWarning`][] as [`fit`][], or if eigenvalues of K that are no more than rounding hide a percent
+    of the targets or more, of what may have been learned by then.
+
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
     finite.
     """
     x, y = check_training_set(x, y)
     time, learning_rate = check_scalar("time", time, infinite=True), check_scalar("learning_rate", learning_rate)
     gram = gram_in_blocks(kernel, x)
-    weights = _flow_for(gram, y, time, learning_rate)
+    weights, dropped = _flow_for(gram, y, time, learning_rate)
     if not traced(weights):
         _check_finite("flow", weights)
+        _warn_of_rounding("flow", kernel, x, y, gram, weights, float(dropped))
     return Predictor(kernel, x, weights, jnp.zeros((), gram.dtype))
 
 
@@ -247,21 +263,46 @@ def warn_of_ridge(asked: float, used: float) -> None:
 
 
 @jax.jit
-def _flow_for(gram: Array, y: Array, time: ArrayLike, learning_rate: ArrayLike) -> Array:
-    """Give the weights after a time. Compiled: else jax_debug_infs would see each step on the way to infinity."""
-    return _flow(gram, y, jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / y.size)
+def _flow_for(gram: Array, y: Array, time: ArrayLike, learning_rate: ArrayLike) -> tuple[Array, Array]:
+    """Give the weights after a time, and the part of the targets that the flow may have learned and rounding hides.
+
+    Compiled: else jax_debug_infs would see each step on the way to infinity.
+    """
+    time = jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / y.size
+    # LAPACK answers infinities with anything.
+    solvable = jnp.all(jnp.isfinite(gram))
+    weights, left = _flow(gram, y, time)
+    return jnp.where(solvable, weights, jnp.nan), left
+
+
+def _warn_of_rounding(
+    what: str, kernel: Kernel, x: Array, y: Array, gram: Array | np.ndarray, weights: Array, dropped: float = 0.0
+) -> None:
+    """Warn if this precision does not resolve a model. `gram`: K, or its diagonal alone."""
+    diagonal = gram if gram.ndim == 1 else jnp.diagonal(gram)
+    # Between the training inputs the error is several times what is left of their targets.
+    error = max(5 * dropped, float(rounding(diagonal, weights, y)))
+    if gram.ndim == 2 and kernel.loses_angles(x.shape[1:]):
+        error = max(error, float(rounding_of_angles(gram, weights, y)))
+    warn_of_rounding(what, error, weights.dtype)
 
 
 @jax.custom_jvp
-def _flow(gram: Array, y: Array, time: Array) -> Array:
-    """Give φ(K) y with φ(λ) = (1 − e^{−λt}) / λ."""
+def _flow(gram: Array, y: Array, time: Array) -> tuple[Array, Array]:
+    """Give φ(K) y with φ(λ) = (1 − e^{−λt}) / λ, and the part of y that rounding hides, of what e^{−λt} has left."""
     spectrum, vectors = _spectrum(gram)
     coefficients = jnp.matmul(vectors.T, y.astype(gram.dtype), precision="highest")
-    return jnp.matmul(vectors, spectrum.phi(time)[:, None] * coefficients, precision="highest")
+    hidden = jnp.where(spectrum.eigenvalues > 0, 0.0, -jnp.expm1(-spectrum.rounding * time))
+    lengths = jnp.linalg.norm(coefficients, axis=0)
+    dropped = jnp.linalg.norm(hidden[:, None] * coefficients, axis=0) / jnp.where(lengths > 0, lengths, 1.0)
+    weights = jnp.matmul(vectors, spectrum.phi(time)[:, None] * coefficients, precision="highest")
+    return weights, jnp.max(dropped)
 
 
 @_flow.defjvp
-def _flow_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+def _flow_jvp(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     # Differentiating through eigh divides by the gaps between eigenvalues. The derivative of a matrix function does
     # not: it is V (φ[λᵢ, λⱼ] ∘ Vᵀ dK V) Vᵀ with the divided differences of φ (Higham, Functions of Matrices, 3.11).
     gram, y, time = primals
@@ -278,8 +319,8 @@ def _flow_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[
         + phi[:, None] * jnp.matmul(vectors.T, d_y.astype(gram.dtype), precision="highest")
         + (spectrum.phi_by_time(time) * d_time)[:, None] * coefficients
     )
-    out = jnp.matmul(vectors, phi[:, None] * coefficients, precision="highest")
-    return out, jnp.matmul(vectors, d_coefficients, precision="highest")
+    out = _flow(gram, y, time)
+    return out, (jnp.matmul(vectors, d_coefficients, precision="highest"), jnp.zeros_like(out[1]))
 
 
 class _Spectrum(NamedTuple):

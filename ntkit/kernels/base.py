@@ -45,6 +45,10 @@ class Kernel:
         pixels = shape[0] * shape[1] if len(shape) == 3 else 1
         return 4 * itemsize * pixels**2
 
+    def loses_angles(self, shape: tuple[int, ...]) -> bool:
+        """Whether the angle between two nearly equal inputs of a shape is lost in rounding, for a sharp nonlinearity."""
+        return False
+
     def gram(self, x1: Array, x2: Array | None) -> Array:
         """Evaluate the kernel on checked inputs; `x2=None` means `x1` again."""
         raise TypeError(f"{type(self).__name__} has no gram()")
@@ -127,6 +131,9 @@ class _Pair(Kernel):
     def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         return self.first.pair_bytes(shape, itemsize) + self.second.pair_bytes(shape, itemsize)
 
+    def loses_angles(self, shape: tuple[int, ...]) -> bool:
+        return self.first.loses_angles(shape) or self.second.loses_angles(shape)
+
 
 @told_apart
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +176,9 @@ class Wrapped(Kernel):
 
     def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         return self.kernel.pair_bytes(shape, itemsize)
+
+    def loses_angles(self, shape: tuple[int, ...]) -> bool:
+        return self.kernel.loses_angles(shape)
 
 
 @told_apart

@@ -93,6 +93,9 @@ class NeuralTangentsKernel(Kernel):
         # with all of the other's; without it only pixels at the same place meet.
         return 6 * itemsize * (pixels**2 if pooled else pixels)
 
+    def loses_angles(self, shape: tuple[int, ...]) -> bool:
+        return self.get == "ntk"
+
     def gram(self, x1: Array, x2: Array | None) -> Array:
         check_image_shape(self.architecture, x1.shape[1:])
         if isinstance(self.architecture.layers[0], Flatten):

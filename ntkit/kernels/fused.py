@@ -60,6 +60,10 @@ class FusedKernel(Kernel):
     def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         return 3 * itemsize
 
+    def loses_angles(self, shape: tuple[int, ...]) -> bool:
+        sharp = any(isinstance(layer, Activation) and layer.name != "erf" for layer in self.architecture.layers)
+        return self.get == "ntk" and sharp and not _near.supports(self._stages(self._images(jnp.zeros((1, *shape)))))
+
     def gram(self, x1: Array, x2: Array | None) -> Array:
         x1 = self._images(x1)
         plan = self._stages(x1)

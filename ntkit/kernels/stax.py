@@ -49,6 +49,9 @@ class StaxKernel(Kernel):
         """Always `"neural_tangents"`."""
         return "neural_tangents"
 
+    def loses_angles(self, shape: tuple[int, ...]) -> bool:
+        return self.get == "ntk"
+
     def gram(self, x1: Array, x2: Array | None) -> Array:
         values = self.kernel_fn(x1, x2, self.get)
         pairs = (len(x1), len(x1 if x2 is None else x2))
