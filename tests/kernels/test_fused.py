@@ -8,6 +8,7 @@ import pytest
 import ntkit
 from ntkit.architectures import Activation, Architecture, AveragePool, Conv, Dense, GlobalAveragePool
 from ntkit.kernels._stages import stages
+from tests.kernels.precision import in_double
 from tests.kernels.recursion import relu_kernels
 
 VALID = Architecture(
@@ -121,7 +122,7 @@ def test_erf_of_copies_of_any_size(size: float) -> None:
     x = np.array([[size, 0.3 * size], [-0.2 * size, size], [size, -size]], np.float32)
     kernel = ntkit.ntk(ntkit.fc(1, activation="erf", b_std=0.5))
     values, pull = jax.vjp(lambda x1, x2: kernel(x1, x2), jnp.asarray(x), jnp.asarray(x))
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+    with in_double():
         exact = kernel.diagonal(x.astype(np.float64))
     np.testing.assert_allclose(jnp.diagonal(values), exact, rtol=1e-4)
     for gradient in pull(jnp.ones_like(values)):
