@@ -1,9 +1,9 @@
 """Gaussian moments of a nonlinearity: E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for (u, v) of given covariance.
 
 They are what turns one layer's kernels into the next one's (Cho & Saul 2009; Williams 1997 for erf). Each comes with a
-derivative rule of its own, so that nothing is differentiated through an arccos or a clip, and derivatives of every order
-are finite everywhere: where σ' jumps and both inputs are equal, E[σ'σ'] has a cusp, and its derivative there is taken as
-0.
+derivative rule of its own, so that nothing is differentiated through an arccos or a clip, and derivatives of every
+order are finite everywhere: where σ' jumps and both inputs are equal, E[σ'σ'] has a cusp, and its derivative there is
+taken as 0.
 
 There are two forms of each: of covariances, which is the faster one, and of the gap 1 − cos θ between two inputs at the
 angle θ, which of near inputs a covariance in float32 has lost.

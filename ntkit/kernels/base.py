@@ -46,7 +46,7 @@ class Kernel:
         return 4 * itemsize * pixels**2
 
     def loses_angles(self, shape: tuple[int, ...]) -> bool:
-        """Whether the angle between two nearly equal inputs of a shape is lost in rounding, for a sharp nonlinearity."""
+        """Whether rounding loses the angle between nearly equal inputs of a shape, where a nonlinearity is sharp."""
         return False
 
     def gram(self, x1: Array, x2: Array | None) -> Array:

@@ -1,4 +1,4 @@
-"""How much of what is predicted is rounding: predictions are differences of terms K(x, xᵢ) wᵢ, each of which is rounded.
+"""How much of what is predicted is rounding: a prediction is a sum of terms K(x, xᵢ) wᵢ, each of which is rounded.
 
 Near inputs make K ill-conditioned and weights large, and what is left of the terms is then small beside them.
 """
@@ -10,6 +10,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 # Predictions that rounding may change by more than this, relative to the largest target, are worth a word.
@@ -49,15 +50,15 @@ def rounding_of_angles(
     return jnp.sqrt(jnp.max(lost**2 @ weights**2)) / _largest(y)
 
 
-def warn_of_rounding(what: str, error: float, dtype: object) -> None:
+def warn_of_rounding(what: str, error: float, dtype: np.dtype) -> None:
     """Warn if the estimated error of predictions is worth a word, in the name of the function that `what` names."""
     if error > WORTH_A_WORD:
-        double = jnp.dtype(dtype) == jnp.float64
+        double = dtype == np.float64
         advice = "" if double else ", or double precision: jax.config.update('jax_enable_x64', True)"
         warnings.warn(
-            f"{what}: {jnp.dtype(dtype)} does not resolve this model: rounding changes its predictions by about "
-            f"{min(error, 1.0):.2g} of the largest target. Inputs are nearly equal for the kernel and their targets are "
-            f"not; a larger ridge or a shorter time avoids it{advice}",
+            f"{what}: {dtype} does not resolve this model: rounding changes its predictions by about "
+            f"{min(error, 1.0):.2g} of the largest target. Inputs are nearly equal for the kernel, and their targets "
+            f"are not; a larger ridge or a shorter time avoids it{advice}",
             RoundingWarning,
             stacklevel=4,
         )
