@@ -43,11 +43,9 @@ from ntkit.solvers import (
     Solver,
     cross_product,
     operator_of,
-    rounding,
-    rounding_of_angles,
     solve,
-    warn_of_rounding,
 )
+from ntkit.solvers.rounding import rounding, rounding_of_angles, warn_of_rounding
 
 __all__ = [
     "CG",

@@ -102,11 +102,11 @@ def _mended(exact: Callable[[Array, Array], Array], same: bool, values: Array, x
     rows, columns = jnp.arange(n1), jnp.arange(n2)
     near = NEAR * jnp.finfo(values.dtype).eps
 
-    def found_near(products: Array, inverse1: Array, row: Array) -> Array:
-        gaps = 1 - products * (inverse1 * inverse2)
-        return (gaps < near) & (columns != row if same else True)
+    def found_near(products: Array, inverses: Array, others: Array) -> Array:
+        return (1 - products * inverses < near) & (others if same else True)
 
-    counts = jnp.sum(found_near(products, inverse1[:, None], rows[:, None]), axis=1)
+    all_inverses = inverse1[:, None] * inverse2[None]
+    counts = jnp.sum(found_near(products, all_inverses, rows[:, None] != columns[None]), axis=1)
     at_once = min(n2, max(8, AT_ONCE // size))
     until = jnp.cumsum(-(-counts // at_once))
 
@@ -114,7 +114,8 @@ def _mended(exact: Callable[[Array, Array], Array], same: bool, values: Array, x
         values, turn = state
         row = jnp.searchsorted(until, turn, side="right")
         rank = (until[row] - 1 - turn) * at_once + jnp.arange(at_once)
-        column = jnp.searchsorted(jnp.cumsum(found_near(products[row], inverse1[row], row)), rank + 1)
+        here = found_near(products[row], inverse1[row] * inverse2, columns != row)
+        column = jnp.searchsorted(jnp.cumsum(here), rank + 1)
         again = exact(x1[row][None], x2[jnp.minimum(column, n2 - 1)])
         return values.at[row, column].set(again.astype(values.dtype), mode="drop"), turn + 1
 
@@ -126,22 +127,11 @@ def _subtracted(x1: Array, x2: Array) -> Pair:
 
     The sine of their angle is |u| times what of v − u is orthogonal to u; or, the same for both, to their middle.
     """
-    few = x1.shape[-3] <= FEW
-
-    def total(f: Callable[[Array, Array], Array]) -> Array:
-        if not few:
-            return jnp.mean(f(x1, x2), axis=-3)
-        # Written out: faster where there are many pairs.
-        terms = (f(x1[..., c, :, :], x2[..., c, :, :]) for c in range(x1.shape[-3]))
-        return functools.reduce(jnp.add, terms) / x1.shape[-3]
-
+    means = functools.partial(_means, x1, x2)
     one, other = (root(jnp.mean(x**2, axis=-3)) for x in (x1, x2))
-    longer = total(lambda a, b: (b - a) * (a + b)) / 2
-    middle = total(lambda a, b: ((a + b) / 2) ** 2)
-    along = longer * inverse(middle)
-    along = along if few else along[..., None, :, :]
-    across = total(lambda a, b: ((b - a) - along * ((a + b) / 2)) ** 2)
-    product = middle - total(lambda a, b: (b - a) ** 2) / 4
+    longer, middle, apart = means(lambda a, b: ((b - a) * (a + b) / 2, ((a + b) / 2) ** 2, (b - a) ** 2))
+    [across] = means(lambda a, b, along: (((b - a) - along * ((a + b) / 2)) ** 2,), longer * inverse(middle))
+    product = middle - apart / 4
     inverses = inverse(one) * inverse(other)
     acute = product > 0
     # |u|²|v|² − (u·v)² = (|u||v| − u·v) (|u||v| + u·v)
@@ -150,6 +140,23 @@ def _subtracted(x1: Array, x2: Array) -> Pair:
     # Of opposites it is 2 but for a rounding, of which the root would be an angle.
     gap = jnp.where(2 - gap <= ROUNDING * jnp.finfo(gap.dtype).eps, 2.0, gap)
     return Pair(gap, one, other, -2 * longer * inverse(one + other), jnp.zeros_like(gap))
+
+
+def _means(x1: Array, x2: Array, f: Callable[..., tuple[Array, ...]], *known: Array) -> tuple[Array, ...]:
+    """Average over channels what `f` gives of those of both inputs, and of what is `known` of pairs."""
+    channels = x1.shape[-3]
+    if channels > FEW:
+        return tuple(jnp.mean(v, axis=-3) for v in f(x1, x2, *(a[..., None, :, :] for a in known)))
+
+    # One after the other where there may be many pairs; for the derivative each is computed again.
+    @jax.checkpoint
+    def add(totals: tuple[Array, ...], both: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+        return tuple(total + v for total, v in zip(totals, f(*both, *known), strict=True)), None
+
+    both = (jnp.moveaxis(x1, -3, 0), jnp.moveaxis(x2, -3, 0))
+    start = jax.tree.map(jnp.zeros_like, jax.eval_shape(f, both[0][0], both[1][0], *known))
+    totals, _ = lax.scan(add, start, both, unroll=min(2, channels))
+    return tuple(total / channels for total in totals)
 
 
 def _through(recursion: Recursion, layer: Any, fan_in: int, pair: Pair) -> Pair:
@@ -194,7 +201,7 @@ def _mean(pair: Pair) -> Pair:
     one, other = (root(jnp.mean(length**2, axis=0)) for length in (pair.one, pair.other))
     apart = jnp.mean(pair.apart * (pair.one + pair.other), axis=0) * inverse(one + other)
     inverses = inverse(one) * inverse(other)
-    differences = (pair.apart * one - pair.one * apart) * inverses
+    differences = (pair.apart * one[None] - pair.one * apart[None]) * inverses[None]
     gap = jnp.mean(pair.one * pair.other * pair.gap, axis=0) * inverses + jnp.mean(differences**2, axis=0) / 2
     return Pair(gap, one, other, apart, jnp.mean(pair.tangent, axis=0))
 

@@ -5,7 +5,7 @@ from ntkit.solvers.conjugate_gradients import CG
 from ntkit.solvers.operators import InMemory, OnDisk, Operator, Recomputed, operator_of
 from ntkit.solvers.preconditioner import Preconditioner, randomly_pivoted_cholesky
 from ntkit.solvers.products import cross_product
-from ntkit.solvers.rounding import RoundingWarning, rounding, rounding_of_angles, warn_of_rounding
+from ntkit.solvers.rounding import RoundingWarning
 from ntkit.solvers.solution import ConvergenceWarning, Report, Solution, Solver
 
 __all__ = [
@@ -24,8 +24,5 @@ __all__ = [
     "cross_product",
     "operator_of",
     "randomly_pivoted_cholesky",
-    "rounding",
-    "rounding_of_angles",
     "solve",
-    "warn_of_rounding",
 ]

@@ -59,6 +59,7 @@ def test_who_is_wrong_comes_back_as_given() -> None:
         np.testing.assert_array_equal(found[::2], IMAGES[::2])
 
 
+@pytest.mark.slow
 def test_a_larger_ball_never_does_worse() -> None:
     # Of this kernel regression margins are of a few roundings only near the boundary, where a search for the closest
     # image ends: the model that judges at the end, compiled by itself, may round them to the other side.

@@ -96,6 +96,7 @@ def test_copies_have_no_features_of_their_own() -> None:
     assert np.isfinite(found[:](x)).all()
 
 
+@pytest.mark.slow
 def test_every_attack_runs_on_features_and_is_compiled_once() -> None:
     x, labels = data()
     found = features.eigenfeatures(KERNEL, x, one_hot(labels, 3))

@@ -32,7 +32,8 @@ def test_of_a_linear_model_by_hand() -> None:
     np.testing.assert_allclose(robust.correlation, (0.02 + 0.02 - 0.06 - 0.88) / size, rtol=1e-4)
 
 
-@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 3])
 def test_the_sweep_is_each_feature_alone(classes, monkeypatch) -> None:
     x, labels = data(24, classes)
     if classes == 2:
