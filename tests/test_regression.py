@@ -9,6 +9,7 @@ import pytest
 import ntkit
 from ntkit import _neural_tangents as nt
 from ntkit import regression
+from tests.precision import in_double
 from tests.solvers.gaussian import Gaussian
 
 ERF = ntkit.ntk(ntkit.fc(1, activation="erf"))
@@ -304,3 +305,66 @@ def test_bad_arguments(call, message: str) -> None:
 def test_accuracy_of_a_broken_model() -> None:
     with pytest.raises(FloatingPointError, match="the model's outputs: not finite"):
         regression.accuracy(lambda x: jnp.nan * x, X, np.zeros(6, int))
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_infinite_gram_matrices_are_no_fit(n: int) -> None:
+    x = np.full((n, 3), 1e19, np.float32) * np.arange(1, n + 1, dtype=np.float32)[:, None]
+    kernel, y = ntkit.ntk(ntkit.fc(1)), np.eye(n, dtype=np.float32)
+    one = np.eye(n, dtype=np.float32)
+    one[0, 1] = one[1, 0] = np.inf
+    with pytest.raises(FloatingPointError):
+        regression.fit(kernel, x, y)
+    with pytest.raises(FloatingPointError):
+        regression.fit(kernel, x / 1e19, y, gram=one)
+    with pytest.raises(FloatingPointError):
+        regression.flow(kernel, x, y, np.inf)
+    assert np.isnan(regression.solve(one, y, 1e-3)[0]).all()
+
+
+def test_a_gram_matrix_is_symmetric() -> None:
+    with pytest.raises(ValueError, match=r"gram: got one that is not symmetric, expected the Gram matrix of x"):
+        regression.fit(ntkit.ntk(ntkit.fc(1)), np.eye(2), np.eye(2), gram=np.array([[1.0, 0.5], [0.1, 1.0]]))
+
+
+@pytest.mark.parametrize("n", [10, 50])
+@pytest.mark.parametrize("first", [0.0, 20.0, 1950.0])
+def test_fits_on_lines_are_right_to_a_percent_or_warn(n: int, first: float) -> None:
+    t = np.linspace(0, 1, n)[:, None]
+    x, y = (first + 10 * t).astype(np.float32), np.sin(6 * t)
+    kernel = ntkit.ntk(ntkit.fc(1))
+    between = ((x[1:] + x[:-1]) / 2).astype(np.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = regression.fit(kernel, x, y.astype(np.float32), 1e-4)(between)
+    with in_double():
+        exact = np.asarray(regression.fit(kernel, x.astype(np.float64), y, 1e-4)(between.astype(np.float64)))
+    assert np.abs(np.asarray(found) - exact).max() < 0.01 or any(w.category is regression.RoundingWarning for w in caught)
+
+
+def test_a_line_that_float32_resolves_gives_no_warning() -> None:
+    x, y = np.float32([[20], [21]]), np.float32([[1], [-1]])
+    kernel = ntkit.ntk(ntkit.fc(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = regression.fit(kernel, x, y, 1e-6)(x)
+        late = regression.flow(kernel, x, y, np.inf)(x)
+    # To 40 digits.
+    np.testing.assert_allclose(found, [[0.963], [-0.965]], atol=0.01)
+    np.testing.assert_allclose(late, y, atol=0.01)
+
+
+def test_what_float32_hides_from_a_flow_is_said() -> None:
+    x, y = np.float32([[20.0], [20.001], [20.002]]), np.float32([[1], [-1], [1]])
+    with pytest.warns(regression.RoundingWarning, match=r"flow: float32 does not resolve .*jax_enable_x64"):
+        regression.flow(ntkit.ntk(ntkit.fc(1)), x, y, np.inf)
+    with pytest.warns(regression.RoundingWarning, match="fit: float32 does not resolve"):
+        regression.fit(ntkit.ntk(ntkit.fc(1)), x, y, 1e-6)
+
+
+def test_images_that_a_pooling_network_cannot_tell_apart_are_said() -> None:
+    base, change = np.random.default_rng(0).normal(size=(2, 4, 4, 1))
+    t = np.linspace(0, 1, 10)
+    x = (base + 1e-3 * t[:, None, None, None] * change).astype(np.float32)
+    with pytest.warns(regression.RoundingWarning):
+        regression.fit(ntkit.ntk(ntkit.convnet(1)), x, np.sin(6 * t)[:, None].astype(np.float32), 1e-4)

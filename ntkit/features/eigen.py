@@ -106,7 +106,8 @@ def eigenfeatures(
     **Warns:** [`RankWarning`][] if eigenvalues are so small beside the largest, up to 8 times the rounding of K's
     entries, that their eigenvectors are noise. These features are left out.
 
-    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix is not finite.
+    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
+    finite.
     """
     x, y = check_training_set(x, y)
     n = len(x)
@@ -117,9 +118,9 @@ def eigenfeatures(
         eigenvalues, vectors = _decomposed(np.array(operator.dense(), np.float64))
     else:
         eigenvalues, vectors = _lanczos(operator, top)
-    if not np.isfinite(eigenvalues).all():
+    if not (np.isfinite(eigenvalues).all() and np.isfinite(np.asarray(y)).all()):
         raise FloatingPointError(
-            "eigenfeatures: not finite; look for NaN or infinite values in the inputs and the kernel"
+            "eigenfeatures: not finite; look for NaN or infinite values in the inputs, the targets and the kernel"
         )
     eigenvalues, vectors = eigenvalues[:top], _with_signs(vectors[:, :top])
     # Rounding of K's entries, and of the decomposition.

@@ -38,11 +38,13 @@ class Batch(NamedTuple):
 
     **Fields:** `images`: (n, 1, channels, height, width) or (1, n, channels, height, width): what makes the pairs is
     that one side broadcasts against the other. `variances`: for each activation those at its input, and what `MOMENTS`
-    asks of them, arrays (n, 1, height, width) or (1, n, height, width).
+    asks of them, arrays (n, 1, height, width) or (1, n, height, width). `inverse`: 1 / the length of each image, for
+    `_near`, where that can tell near ones apart.
     """
 
     images: Array
     variances: tuple[tuple[Array, Maps], ...]
+    inverse: Array | None = None
 
 
 class Covariances(NamedTuple):

@@ -68,19 +68,30 @@ def kernel(recursion: Recursion, stages: tuple[Stage, ...], x1: Array, x2: Array
     return jnp.broadcast_to(values, pair.gap.shape)[..., 0, 0]
 
 
+def inverse_lengths(images: Array) -> Array:
+    """Give 1 / the length of each image, (n,)."""
+    return inverse(root(jnp.sum(images**2, axis=(1, 2, 3))))
+
+
 def mended(
-    recursion: Recursion, stages: tuple[Stage, ...], values: Array, x1: Array, x2: Array, *, same: bool
+    recursion: Recursion,
+    stages: tuple[Stage, ...],
+    values: Array,
+    first: tuple[Array, Array],
+    second: tuple[Array, Array],
+    *,
+    same: bool,
 ) -> Array:
     """Compute near pairs again, a few of one row after the other; where there are none it costs a look.
 
-    **Arguments:** `values`: the kernel (n1, n2). `x1`, `x2`: inputs (n, channels, height, width). `same`: whether both
-    are the same; pairs of an input with itself are left alone.
+    **Arguments:** `values`: the kernel (n1, n2). `first`, `second`: inputs (n, channels, height, width) and their
+    `inverse_lengths`. `same`: whether both are the same; pairs of an input with itself are left alone.
 
     **Returns:** (n1, n2), with the derivatives of `values`.
     """
     fixed = tuple(dataclasses.replace(stage, layers=lax.stop_gradient(stage.layers)) for stage in stages)
     exact = functools.partial(kernel, recursion, fixed)
-    return _with_derivative_of(values, _mended(exact, same, *lax.stop_gradient((values, x1, x2))))
+    return _with_derivative_of(values, _mended(exact, same, *lax.stop_gradient((values, first, second))))
 
 
 @jax.custom_jvp
@@ -93,10 +104,16 @@ def _with_derivative_of_jvp(primals: tuple[Array, Array], tangents: tuple[Array,
     return primals[1], tangents[0]
 
 
-def _mended(exact: Callable[[Array, Array], Array], same: bool, values: Array, x1: Array, x2: Array) -> Array:
+def _mended(
+    exact: Callable[[Array, Array], Array],
+    same: bool,
+    values: Array,
+    first: tuple[Array, Array],
+    second: tuple[Array, Array],
+) -> Array:
+    (x1, inverse1), (x2, inverse2) = first, second
     (n1, n2), size = values.shape, x1[0].size
     flat1, flat2 = x1.reshape(n1, size), x2.reshape(n2, size)
-    inverse1, inverse2 = (inverse(jnp.sqrt(jnp.sum(x * x, axis=1))) for x in (flat1, flat2))
     # Full float32 also on a GPU: TF32 ruins an angle.
     products = jnp.matmul(flat1, flat2.T, precision="highest")
     rows, columns = jnp.arange(n1), jnp.arange(n2)

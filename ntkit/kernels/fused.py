@@ -99,9 +99,10 @@ class FusedKernel(Kernel):
         if x1[0].size <= _near.FEW and x1.shape[2:] == (1, 1):
             return _near.kernel(self._recursion, plan, x1[:, None], x2[None])
         values = kernel(self._recursion, plan, _down(first), _across(second), same=False)
-        if not _near.supports(plan):
+        if first.inverse is None or second.inverse is None:
             return values
-        return _near.mended(self._recursion, plan, values, x1, x2, same=same)
+        sides = ((x1, first.inverse), (x2, second.inverse))
+        return _near.mended(self._recursion, plan, values, *sides, same=same)
 
     def _diagonal(self, batch: Batch, plan: tuple[Stage, ...], most: int | None) -> Array:
         def own(batch: Batch) -> Array:
@@ -134,7 +135,8 @@ class FusedKernel(Kernel):
             found = variances(self._recursion, layers, before, images[:, None])
             return jax.tree.map(lambda a: a[:, 0], found)
 
-        return Batch(images, _blocks.each(own, images, len(images) if most is None else most))
+        found = _blocks.each(own, images, len(images) if most is None else most)
+        return Batch(images, found, _near.inverse_lengths(images) if _near.supports(self._stages(images)) else None)
 
     def _batches(self, x1: Array, x2: Array, most: int | None) -> tuple[Batch, Batch]:
         if most is None:

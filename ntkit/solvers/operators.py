@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ntkit._checks import check_integer, wrong
+from ntkit._checks import check_integer, traced, wrong
 from ntkit.gram import gram as gram_in_blocks
 from ntkit.gram.devices import check_mesh, on_each
 from ntkit.kernels import Kernel
@@ -227,6 +227,9 @@ def operator_of(
         )
     if isinstance(gram, np.memmap):
         return OnDisk(gram, mesh, block_size)
+    # Infinities are met by the solver.
+    if not traced(gram) and bool(jnp.max(jnp.abs(gram - gram.T)) > 1e-3 * jnp.max(jnp.abs(gram))):
+        raise ValueError("gram: got one that is not symmetric, expected the Gram matrix of x")
     return InMemory(gram, mesh)
 
 

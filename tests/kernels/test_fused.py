@@ -8,8 +8,8 @@ import pytest
 import ntkit
 from ntkit.architectures import Activation, Architecture, AveragePool, Conv, Dense, GlobalAveragePool
 from ntkit.kernels._stages import stages
-from tests.kernels.precision import in_double
 from tests.kernels.recursion import relu_kernels
+from tests.precision import in_double
 
 VALID = Architecture(
     (

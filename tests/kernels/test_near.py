@@ -13,8 +13,8 @@ from ntkit.architectures import Activation, Architecture, Conv, Dense, Flatten
 from ntkit.kernels import _near
 from ntkit.kernels._moments import MOMENTS
 from ntkit.kernels._stages import Recursion
-from tests.kernels.precision import in_double
 from tests.kernels.recursion import relu_kernels
+from tests.precision import in_double
 
 ODD = Architecture(
     (
