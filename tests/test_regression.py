@@ -339,7 +339,9 @@ def test_fits_on_lines_are_right_to_a_percent_or_warn(n: int, first: float) -> N
         found = regression.fit(kernel, x, y.astype(np.float32), 1e-4)(between)
     with in_double():
         exact = np.asarray(regression.fit(kernel, x.astype(np.float64), y, 1e-4)(between.astype(np.float64)))
-    assert np.abs(np.asarray(found) - exact).max() < 0.01 or any(w.category is regression.RoundingWarning for w in caught)
+    assert np.abs(np.asarray(found) - exact).max() < 0.01 or any(
+        w.category is regression.RoundingWarning for w in caught
+    )
 
 
 def test_a_line_that_float32_resolves_gives_no_warning() -> None:

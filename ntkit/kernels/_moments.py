@@ -72,10 +72,16 @@ def inverse(length: Array) -> Array:
     return jnp.where(positive, 1 / jnp.where(positive, length, 1.0), 0.0)
 
 
+@jax.custom_jvp
 def root(square: Array) -> Array:
     """Give a square root of which every derivative at 0 is 0."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    return jnp.sqrt(square)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    value = root(*primals)
+    return value, inverse(value) / 2 * tangents[0]
 
 
 class _Angle:

@@ -117,26 +117,34 @@ def _mended(
     # Full float32 also on a GPU: TF32 ruins an angle.
     products = jnp.matmul(flat1, flat2.T, precision="highest")
     rows, columns = jnp.arange(n1), jnp.arange(n2)
-    near = NEAR * jnp.finfo(values.dtype).eps
-
-    def found_near(products: Array, inverses: Array, others: Array) -> Array:
-        return (1 - products * inverses < near) & (others if same else True)
-
-    all_inverses = inverse1[:, None] * inverse2[None]
-    counts = jnp.sum(found_near(products, all_inverses, rows[:, None] != columns[None]), axis=1)
+    near = 1 - NEAR * jnp.finfo(values.dtype).eps
+    cosines = products * inverse2[None]
+    if same:
+        cosines = jnp.where(rows[:, None] == columns[None], 0.0, cosines)
+    # The nearest of each row: to count the near ones takes twice as long.
+    nearest = jnp.max(cosines, axis=1) * inverse1
     at_once = min(n2, max(8, AT_ONCE // size))
-    until = jnp.cumsum(-(-counts // at_once))
 
-    def some(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        values, turn = state
-        row = jnp.searchsorted(until, turn, side="right")
-        rank = (until[row] - 1 - turn) * at_once + jnp.arange(at_once)
-        here = found_near(products[row], inverse1[row] * inverse2, columns != row)
-        column = jnp.searchsorted(jnp.cumsum(here), rank + 1)
+    def left(row: Array) -> Array:
+        return (nearest > near) & (rows >= row)
+
+    def some(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        values, row, passed = state
+        row = jnp.argmax(left(row))
+        here = (products[row] * inverse2 * inverse1[row] > near) & ((columns != row) if same else True)
+        count = jnp.cumsum(here)
+        column = jnp.searchsorted(count, passed + 1 + jnp.arange(at_once))
         again = exact(x1[row][None], x2[jnp.minimum(column, n2 - 1)])
-        return values.at[row, column].set(again.astype(values.dtype), mode="drop"), turn + 1
+        values = values.at[row, column].set(again.astype(values.dtype), mode="drop")
+        more = passed + at_once < count[-1]
+        return values, jnp.where(more, row, row + 1), jnp.where(more, passed + at_once, 0)
 
-    return lax.while_loop(lambda state: state[1] < until[-1], some, (values, jnp.zeros((), until.dtype)))[0]
+    def all_of_them(values: Array) -> Array:
+        start = jnp.zeros((), rows.dtype)
+        return lax.while_loop(lambda state: jnp.any(left(state[1])), some, (values, start, start))[0]
+
+    # A loop of no turns would copy what it works on.
+    return lax.cond(jnp.max(nearest) > near, all_of_them, lambda values: values, values)
 
 
 def _subtracted(x1: Array, x2: Array) -> Pair:

@@ -228,9 +228,15 @@ def operator_of(
     if isinstance(gram, np.memmap):
         return OnDisk(gram, mesh, block_size)
     # Infinities are met by the solver.
-    if not traced(gram) and bool(jnp.max(jnp.abs(gram - gram.T)) > 1e-3 * jnp.max(jnp.abs(gram))):
+    if not traced(gram) and bool(_asymmetry(gram) > 1e-3):
         raise ValueError("gram: got one that is not symmetric, expected the Gram matrix of x")
     return InMemory(gram, mesh)
+
+
+@jax.jit
+def _asymmetry(gram: Array) -> Array:
+    """Give the largest difference from the transpose, relative to the largest entry."""
+    return jnp.max(jnp.abs(gram - gram.T)) / jnp.max(jnp.abs(gram))
 
 
 @functools.partial(jax.jit, static_argnums=0)
