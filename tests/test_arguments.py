@@ -322,7 +322,11 @@ def outcome(function: Callable[..., Any], arguments: dict[str, Any]) -> str | No
     return None
 
 
-@pytest.mark.parametrize("name", CALLS)
+# These get as far as compiling something.
+SLOW = ("evaluate", "nngp_accuracy", "sweep", "solve")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CALLS])
 def test_bad_arguments_are_named(name: str) -> None:
     function, good = CALLS[name]
     assert outcome(function, good) is None

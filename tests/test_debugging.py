@@ -86,7 +86,13 @@ def switched(name: str, value: object) -> Iterator[None]:
 
 
 CASES = {
-    ("jax_check_tracer_leaks", True): ["convolutional kernel", "its gradient", "conjugate gradients", "training"],
+    ("jax_check_tracer_leaks", True): [
+        "convolutional kernel",
+        "its gradient",
+        "conjugate gradients",
+        "fit",
+        "training",
+    ],
     ("jax_numpy_rank_promotion", "raise"): list(DOES),
     ("jax_debug_infs", True): ["flow", "gradient of flow", "pgd", "square"],
     ("jax_debug_nans", True): ["fit", "conjugate gradients", "its gradient"],
@@ -98,10 +104,14 @@ CASES = {
 SLOW = ("training", "training with convolutions", "empirical kernel", "distillation", "augmentation")
 
 
+def slow(name: str, what: str) -> bool:
+    return what in SLOW or (name == "jax_check_tracer_leaks" and what not in ("fit", "conjugate gradients"))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "what"),
     [
-        pytest.param(name, value, what, id=f"{name}-{what}", marks=[pytest.mark.slow] if what in SLOW else [])
+        pytest.param(name, value, what, id=f"{name}-{what}", marks=[pytest.mark.slow] if slow(name, what) else [])
         for (name, value), whats in CASES.items()
         for what in whats
     ],

@@ -204,6 +204,7 @@ def test_derivatives_of_fit(kernel, x64: None) -> None:
     check_derivatives(fitted, {"kernel": kernel, "x": X, "y": Y, "ridge": 0.05})
 
 
+@pytest.mark.slow
 def test_derivatives_of_flow_in_the_layers_of_a_network(x64: None) -> None:
     check_derivatives(flowed, {"kernel": ERF, "x": X, "y": Y, "time": 5.0})
 

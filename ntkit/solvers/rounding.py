@@ -27,14 +27,13 @@ class RoundingWarning(UserWarning):
 def rounding(
     diagonal: Float[Array, " n"], weights: Float[Array, "n outputs"], y: Float[Array, "n outputs"]
 ) -> Float[Array, ""]:
-    """Estimate the error that rounding leaves in predictions, relative to the largest target.
+    """Estimate the error that rounding leaves in predictions, relative to the largest target of an output.
 
     The terms K(x, xᵢ) wᵢ have independent relative errors of eps, with |K(x, xᵢ)|² ≤ K(x, x) K(xᵢ, xᵢ), and each number
     of a factorization is a sum of up to n.
     """
     eps = jnp.finfo(weights.dtype).eps * len(diagonal) ** 0.5
-    terms = jnp.max(diagonal) * jnp.max(diagonal @ weights**2)
-    return eps * jnp.sqrt(terms) / _largest(y)
+    return eps * jnp.sqrt(jnp.max(diagonal) * jnp.max(diagonal @ _in_targets(weights, y) ** 2))
 
 
 @jax.jit
@@ -47,7 +46,7 @@ def rounding_of_angles(
     noise = ANGLE_NOISE * jnp.finfo(weights.dtype).eps
     gap = jnp.maximum(1 - gram / jnp.where(scale > 0, scale, 1.0), noise)
     lost = jnp.where(jnp.eye(len(gram), dtype=bool), 0.0, noise / jnp.sqrt(gap) / math.pi * gram)
-    return jnp.sqrt(jnp.max(lost**2 @ weights**2)) / _largest(y)
+    return jnp.sqrt(jnp.max(lost**2 @ _in_targets(weights, y) ** 2))
 
 
 def warn_of_rounding(what: str, error: float, dtype: np.dtype) -> None:
@@ -64,6 +63,7 @@ def warn_of_rounding(what: str, error: float, dtype: np.dtype) -> None:
         )
 
 
-def _largest(y: Array) -> Array:
-    largest = jnp.max(jnp.abs(y))
-    return jnp.where(largest > 0, largest, 1.0)
+def _in_targets(weights: Array, y: Array) -> Array:
+    """Give weights in units of each output's largest target."""
+    largest = jnp.max(jnp.abs(y), axis=0)
+    return weights / jnp.where(largest > 0, largest, 1.0)[None].astype(weights.dtype)

@@ -129,6 +129,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path):
     assert (tmp_path / "a" / "results.json").read_bytes() == (tmp_path / "b" / "results.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stop_keeps_the_examples(tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt

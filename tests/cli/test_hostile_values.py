@@ -134,7 +134,9 @@ def found(command, arguments, capsys):
     return errors if code == 2 and errors.count("\n") == 1 else f"exit status {code}, {errors[:300]!r}", False
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=[pytest.mark.slow] if c in ("attack", "dynamics") else []) for c in COMMANDS]
+)
 def test_hostile_values(command, door, capsys):
     kind, base = COMMANDS[command]
     hints = typing.get_type_hints(kind)

@@ -153,7 +153,7 @@ def directional(f, at, direction, step):
     return (moved(step) - moved(-step)) / (2 * step)
 
 
-@pytest.mark.parametrize("get", ["nngp", "ntk"])
+@pytest.mark.parametrize("get", [pytest.param("nngp", marks=pytest.mark.slow), "ntk"])
 @pytest.mark.parametrize(
     ("architecture", "shape"),
     [
