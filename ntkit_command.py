@@ -58,6 +58,7 @@ def _end(status: int) -> None:
     if getattr(distributed, "is_initialized", bool)():
         return
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        # RuntimeError: the signal came while this very stream was written to.
+        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
             stream.flush()
     os._exit(status)

@@ -1,6 +1,7 @@
 """Signals at any moment of a command: one line, 128 + signal, and no directory that is in the way of another try."""
 
 import json
+import io
 import os
 import signal
 import subprocess
@@ -142,6 +143,19 @@ def test_while_ntkit_is_imported(number, tmp_path):
     child.send_signal(number)
     assert child.communicate(timeout=10) == ("", "ntkit: stopped\n")
     assert child.returncode == 128 + number
+
+
+def test_while_a_stream_is_written_to(monkeypatch):
+    # As of a write during which the signal's handler runs.
+    class Busy(io.StringIO):
+        def flush(self) -> None:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+    ended = []
+    monkeypatch.setattr(sys, "stdout", Busy())
+    monkeypatch.setattr(os, "_exit", ended.append)
+    ntkit_command._end(143)
+    assert ended == [143]
 
 
 @pytest.mark.slow
