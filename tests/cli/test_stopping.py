@@ -1,7 +1,7 @@
 """Signals at any moment of a command: one line, 128 + signal, and no directory that is in the way of another try."""
 
-import json
 import io
+import json
 import os
 import signal
 import subprocess
