@@ -70,7 +70,9 @@ class FusedKernel(Kernel):
         most = self._pairs_at_once(plan, x1.dtype.itemsize)
 
         def block(first: Batch, second: Batch, same: bool = False) -> Array:
-            return self._pairs(plan, first, second, same)
+            values = self._pairs(plan, first, second)
+            # Of vectors while their product is at hand; images are looked through once, at the end.
+            return self._mended(plan, values, first, second, same) if most is None else values
 
         if x2 is None:
             batch = self._batch(x1, most)
@@ -79,13 +81,19 @@ class FusedKernel(Kernel):
             def own(batch: Batch) -> Array:
                 return block(batch, batch, True)
 
-            return _blocks.triangle(block, batch, self._diagonal(batch, plan, most), side, own)
+            values = _blocks.triangle(block, batch, self._diagonal(batch, plan, most), side, own)
+            if most is None or batch.inverse is None:
+                return values
+            values = self._mended(plan, values, batch, batch, same=True)
+            return (values + values.T) / 2
         x2 = self._images(x2)
         first, second = self._batches(x1, x2, most)
         # The second images are the ones that are moved: fewer of them cost less.
         if most is not None and len(x1) < len(x2):
-            return _blocks.rectangle(block, second, first, _sides(len(x2), len(x1), most)).T
-        return _blocks.rectangle(block, first, second, _sides(len(x1), len(x2), most))
+            values = _blocks.rectangle(block, second, first, _sides(len(x2), len(x1), most)).T
+        else:
+            values = _blocks.rectangle(block, first, second, _sides(len(x1), len(x2), most))
+        return values if most is None else self._mended(plan, values, first, second, same=False)
 
     def gram_diagonal(self, x: Array) -> Array:
         x = self._images(x)
@@ -93,15 +101,16 @@ class FusedKernel(Kernel):
         most = self._pairs_at_once(plan, x.dtype.itemsize)
         return self._diagonal(self._batch(x, most), plan, most)
 
-    def _pairs(self, plan: tuple[Stage, ...], first: Batch, second: Batch, same: bool) -> Array:
+    def _pairs(self, plan: tuple[Stage, ...], first: Batch, second: Batch) -> Array:
         """Give the kernel of every pair; but for the diagonal where both are the same."""
-        x1, x2 = first.images, second.images
-        if x1[0].size <= _near.FEW and x1.shape[2:] == (1, 1):
-            return _near.kernel(self._recursion, plan, x1[:, None], x2[None])
-        values = kernel(self._recursion, plan, _down(first), _across(second), same=False)
+        if _few(first.images):
+            return _near.kernel(self._recursion, plan, first.images[:, None], second.images[None])
+        return kernel(self._recursion, plan, _down(first), _across(second), same=False)
+
+    def _mended(self, plan: tuple[Stage, ...], values: Array, first: Batch, second: Batch, same: bool) -> Array:
         if first.inverse is None or second.inverse is None:
             return values
-        sides = ((x1, first.inverse), (x2, second.inverse))
+        sides = ((first.images, first.inverse), (second.images, second.inverse))
         return _near.mended(self._recursion, plan, values, *sides, same=same)
 
     def _diagonal(self, batch: Batch, plan: tuple[Stage, ...], most: int | None) -> Array:
@@ -136,7 +145,8 @@ class FusedKernel(Kernel):
             return jax.tree.map(lambda a: a[:, 0], found)
 
         found = _blocks.each(own, images, len(images) if most is None else most)
-        return Batch(images, found, _near.inverse_lengths(images) if _near.supports(self._stages(images)) else None)
+        mended = _near.supports(self._stages(images)) and not _few(images)
+        return Batch(images, found, _near.inverse_lengths(images) if mended else None)
 
     def _batches(self, x1: Array, x2: Array, most: int | None) -> tuple[Batch, Batch]:
         if most is None:
@@ -158,6 +168,11 @@ class FusedKernel(Kernel):
         statistics = jax.local_devices()[0].memory_stats() or {}
         memory = statistics.get("bytes_limit", MEMORY_BYTES) * MEMORY_SHARE
         return max(1, int(memory / ((4 * between + ALIVE * pixels) * itemsize)))
+
+
+def _few(images: Array) -> bool:
+    """Whether these are vectors of so few components that all of their pairs are taken for near."""
+    return images.shape[1] <= _near.FEW and images.shape[2:] == (1, 1)
 
 
 def _side_in_cache(n: int, itemsize: int) -> int:
