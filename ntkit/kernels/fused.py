@@ -61,7 +61,10 @@ class FusedKernel(Kernel):
         return 3 * itemsize
 
     def loses_angles(self, shape: tuple[int, ...]) -> bool:
-        sharp = any(isinstance(layer, Activation) and layer.name != "erf" for layer in self.architecture.layers)
+        sharp = any(
+            isinstance(layer, Activation) and layer.name not in ("erf", "identity")
+            for layer in self.architecture.layers
+        )
         return self.get == "ntk" and sharp and not _near.supports(self._stages(self._images(jnp.zeros((1, *shape)))))
 
     def gram(self, x1: Array, x2: Array | None) -> Array:

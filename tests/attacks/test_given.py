@@ -80,7 +80,10 @@ def test_models_are_not_compared_by_value(make) -> None:
 def test_what_was_changed_is_attacked_as_it_is(handed) -> None:
     model = Changing(ONE.copy())
     given = handed(model)
-    fresh = lambda: attacked(handed(Changing(model.weights.copy())))  # noqa: E731
+
+    def fresh():
+        return attacked(handed(Changing(model.weights.copy())))
+
     np.testing.assert_array_equal(attacked(given), fresh())
     model.weights = OTHER.copy()
     model.weights *= -1

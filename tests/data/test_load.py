@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ntkit.data import Dataset, load
+from tests.data.test_tfrecord import by_bits
 
 PREPARED = Path(os.environ.get("NTKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data" / "tfds"))
 
@@ -122,15 +123,10 @@ Examples = Sequence[tuple[np.ndarray, int]]
 
 
 def framed(record: bytes) -> bytes:
-    """A record as TFRECORD files have it, with its checksums, computed bit by bit from their definition (RFC 3720)."""
+    """A record as TFRECORD files have it, with its checksums."""
 
     def masked(message: bytes) -> bytes:
-        crc = 0xFFFFFFFF
-        for byte in message:
-            crc ^= byte
-            for _ in range(8):
-                crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-        crc ^= 0xFFFFFFFF
+        crc = by_bits(message)
         return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
     length = struct.pack("<Q", len(record))
