@@ -101,19 +101,23 @@ def distil(name: str, settings: dict[str, Any], options: argparse.Namespace, see
         subprocess.run([sys.executable, "-c", "from ntkit.cli import main; main()", *command], check=True)
         with atomic_write(finished, "w") as file:
             file.write(json.dumps(time.monotonic() - started) + "\n")
-    rows = json.loads((path / "robustness.json").read_text())
+    rows = json.loads((path / "results.json").read_text())["robustness"]
     return {"seed": seed, "rows": rows, "seconds": json.loads(finished.read_text())}
+
+
+# As in the command's table.
+COLUMNS = {"clean": "clean", "pgd": "PGD-20", "autoattack": "AutoAttack"}
 
 
 def summary(of_seeds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Give means and standard deviations over seeds, in percent."""
     found = []
     for rows in zip(*(one["rows"] for one in of_seeds), strict=True):
-        entry: dict[str, Any] = {"model": rows[0]["model"], "trained_on": rows[0]["trained_on"]}
-        for column in ("clean", "pgd", "autoattack"):
-            values = [100 * row[column] for row in rows]
+        entry: dict[str, Any] = {"model": rows[0]["model"], "trained_on": rows[0]["trained on"]}
+        for column, title in COLUMNS.items():
+            values = [100 * row[title] for row in rows]
             entry[column] = {"mean": float(np.mean(values)), "std": float(np.std(values))}
-        found.append(entry | {"masked": any(row["masked"] for row in rows), "seeds": len(rows)})
+        found.append(entry | {"masked": any(row["masked gradients"] for row in rows), "seeds": len(rows)})
     return found
 
 
@@ -141,7 +145,7 @@ def main() -> None:
         print(f"\n{name}, l∞ {settings['radius']:.3g}, {len(of_seeds)} seeds, %")
         print(f"{'model':18s} {'trained on':34s} {'clean':>13s} {'PGD-20':>13s} {'AutoAttack':>13s}")
         for row in rows:
-            columns = [f"{row[of]['mean']:6.1f} ± {row[of]['std']:4.1f}" for of in ("clean", "pgd", "autoattack")]
+            columns = [f"{row[of]['mean']:6.1f} ± {row[of]['std']:4.1f}" for of in COLUMNS]
             masked = "  masked gradients" if row["masked"] else ""
             print(f"{row['model']:18s} {row['trained_on']:34s} {' '.join(columns)}{masked}", flush=True)
         if options.out is not None:

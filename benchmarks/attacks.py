@@ -66,12 +66,12 @@ def by_foolbox(model: Callable[[Any], Any], x: Any, labels: Any, radius: float) 
 
 def by_ntkit(model: Callable[[Any], Any], x: Any, labels: Any, radius: float) -> Any:
     """The same attack by ntkit."""
-    return attacks.pgd(model, x, labels, Linf(radius), steps=STEPS, random_start=False, stop_early=False)
+    return attacks.PGD(Linf(radius), steps=STEPS, random_start=False, stop_early=False)(model, x, labels)
 
 
 def stopping_early(model: Callable[[Any], Any], x: Any, labels: Any, radius: float) -> Any:
     """As ntkit does if it is not told to take all steps."""
-    return attacks.pgd(model, x, labels, Linf(radius), steps=STEPS, random_start=False)
+    return attacks.PGD(Linf(radius), steps=STEPS, random_start=False)(model, x, labels)
 
 
 @jax.jit
@@ -116,7 +116,7 @@ def compare(sides: dict[str, tuple[Any, Any]], x: Any, labels: Any, radius: floa
             "all_seconds": [wall for wall, _ in times[name]],
             "first_call_seconds": first[name],
             "times_ntkit": seconds / ours,
-            "accuracy": ntkit.regression.accuracy(sides["ntkit"][1], adversarial[name], labels),
+            "accuracy": ntkit.data.accuracy(sides["ntkit"][1], adversarial[name], labels),
         }
     return found
 

@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 import ntkit
-from ntkit import attacks, networks
-from ntkit.attacks import Adversary, Linf
+from ntkit import attacks, data, networks
+from ntkit.attacks import PGD, Linf
 from ntkit.data import Dataset, Standardize, load, one_hot
 from ntkit.networks import Dynamics
 from ntkit.runs import atomic_write
@@ -56,11 +56,11 @@ def half_way(dynamics: Dynamics) -> float:
     return float(np.interp(0.5, np.maximum.accumulate(dynamics.rotation().radius), dynamics.steps))
 
 
-def measured(dynamics: Dynamics, dataset: Dataset, preprocessing: Standardize, ball: Linf) -> dict[str, float]:
+def measured(dynamics: Dynamics, dataset: Dataset, ball: Linf) -> dict[str, float]:
     """Give the numbers of one training."""
     test = dataset.test.choice(TEST, jax.random.key(1))
-    model = attacks.Preprocessed(dynamics.networks[-1], preprocessing)
-    found = attacks.evaluate(model, test.images, test.labels, {"pgd": Adversary("pgd", ball, steps=20)})
+    model = dynamics.networks[-1]
+    found = attacks.evaluate(model, test.images, test.labels, {"pgd": PGD(ball, steps=20)})
     return {
         "distance": float(dynamics.distances[0, -1]),
         "half_way": half_way(dynamics),
@@ -77,25 +77,23 @@ def both(row: Row, seed: int, data_dir: Path | None, quick: bool) -> dict[str, A
     """Train with and without an adversary, and measure both."""
     dataset = load(row.data, data_dir)
     train = dataset.train.choice(40 if quick else TRAIN, jax.random.key(0))
-    preprocessing, ball = Standardize.fit(train.images), Linf(row.radius)
-    adversary = Adversary("pgd", ball, steps=2 if quick else 10, stop_early=False)
+    module, ball = data.of_pixels(row.module, Standardize.fit(train.images)), Linf(row.radius)
+    adversary = PGD(ball, steps=2 if quick else 10, stop_early=False)
     found = {}
     for kind, attacked_by in (("standard", None), ("adversarial", adversary)):
         dynamics = networks.kernel_dynamics(
-            row.module,
+            module,
             train.images,
             np.asarray(one_hot(train.labels, 10)),
             sample=train.images[: 20 if quick else SAMPLE],
             at=(0, 2, 4, 6) if quick else AT,
             key=jax.random.key(seed),
             adversary=attacked_by,
-            preprocessing=preprocessing,
             loss="cross_entropy",
-            optimizer=row.optimizer,
-            learning_rate=row.learning_rate,
+            optimizer={"sgd": networks.sgd, "adam": networks.adam}[row.optimizer](row.learning_rate),
             batch_size=20 if quick else 128,
         )
-        found[kind] = measured(dynamics, dataset, preprocessing, ball)
+        found[kind] = measured(dynamics, dataset, ball)
     return found
 
 

@@ -207,7 +207,8 @@ def training(
         module = make()
 
         def run(steps: int, module: Any = module) -> None:
-            options = {"steps": steps, "batch_size": batch, "log_every": steps, "schedule": "constant"}
+            session = ntkit.runs.Session(log_every=steps)
+            options = {"steps": steps, "batch_size": batch, "optimizer": ntkit.networks.adam(), "session": session}
             network = ntkit.networks.train(module, images, targets, key=jax.random.key(0), **options)
             jax.block_until_ready(network.variables)
 

@@ -328,7 +328,8 @@ def expected_bytes(work: Images, kernel: ntkit.Kernel, size: int) -> float:
     if jax.default_backend() != "cpu":
         return 0.0
     # With the gradient what each of a few layers gave is kept.
-    return size**2 * kernel.pair_bytes((work.side, work.side, 3), 4) * (4 if work.gradient else 1)
+    # Covariances of all pixels of both images, and what turns one layer's into the next one's.
+    return size**2 * 24 * work.side**4 * (4 if work.gradient else 1)
 
 
 def fits(run: Program) -> bool:

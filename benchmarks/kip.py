@@ -1,7 +1,7 @@
 """KIP's compiled loop against the loop people write today, side by side in one run.
 
 Today's loop: the neural-tangents kernel in one jitted update, called from Python for every step, its class-balanced
-target batch drawn with NumPy and copied over. Ours: `ntkit.distill.kip`. Both take the same kernel (the NTK of a
+target batch drawn with NumPy and copied over. Ours: `ntkit.distill.KIP`. Both take the same kernel (the NTK of a
 fully-connected network with one hidden layer), Adam, learned labels and batch sizes, on synthetic 32×32×3 images.
 
     python benchmarks/kip.py [--quick] [--out benchmarks/results/kip-cpu.json]
@@ -88,19 +88,19 @@ def problem(n: int) -> tuple[np.ndarray, np.ndarray]:
 def our_loop(
     images: np.ndarray, labels: np.ndarray, support: int, batch: int, architecture: ntkit.Architecture = ARCHITECTURE
 ) -> Callable[[int], Any]:
-    """Give a function that takes a number of steps of `ntkit.distill.kip`."""
+    """Give a function that takes a number of steps of `ntkit.distill.distill`."""
     kernel = ntkit.ntk(architecture)
 
     def run(steps: int) -> Any:
-        return ntkit.distill.kip(
-            kernel,
+        return ntkit.distill.distill(
+            ntkit.distill.KIP(kernel),
             images,
             labels,
             per_class=support // CLASSES,
             steps=steps,
             key=jax.random.key(0),
-            target_batch=batch,
-            log_every=steps,
+            targets=ntkit.distill.Targets(batch=batch),
+            session=ntkit.runs.Session(log_every=steps),
         )
 
     return run

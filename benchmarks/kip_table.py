@@ -24,10 +24,10 @@ import numpy as np
 import optax
 
 import ntkit
-from ntkit import regression
+from ntkit import data, regression
 from ntkit.cli.options import DataOptions, prepare
 from ntkit.data import Augmentation
-from ntkit.runs import Run, atomic_write
+from ntkit.runs import Run, Session, atomic_write
 from ntkit.runs.environment import device, versions
 
 
@@ -95,25 +95,21 @@ def distil(options: argparse.Namespace, settings: Settings, prepared: Any, per_c
     if finished.exists():
         return json.loads(finished.read_text())
     started = time.time()
-    distilled = ntkit.distill.kip(
-        kernel,
+    distilled = ntkit.distill.distill(
+        ntkit.distill.KIP(kernel),
         prepared.train_images,
         prepared.dataset.train.labels,
         per_class=per_class,
         steps=steps,
         key=jax.random.key(seed),
-        num_classes=prepared.num_classes,
         optimizer=optimizer,
-        target_batch=options.target_batch,
-        augment=settings.augmentation,
-        log_every=max(1, steps // 100),
-        run=run,
-        show_progress=True,
+        targets=ntkit.distill.Targets(batch=options.target_batch, augment=settings.augmentation),
+        session=Session(run=run, log_every=max(1, steps // 100), show_progress=True),
     )
     seconds = time.time() - started
     distilled.save(path / "distilled.npz")
     model = regression.fit(kernel, distilled.images, distilled.labels)
-    accuracy = regression.accuracy(model, prepared.test_images, prepared.dataset.test.labels, batch_size=2000)
+    accuracy = data.accuracy(model, prepared.test_images, prepared.dataset.test.labels, batch_size=2000)
     row = {
         "per_class": per_class,
         "seed": seed,

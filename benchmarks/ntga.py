@@ -30,15 +30,16 @@ import jax
 import numpy as np
 
 import ntkit
-from ntkit import regression
+from ntkit import data, regression
 from ntkit.attacks import Linf
 from ntkit.data import one_hot
-from ntkit.distill import ntga
-from ntkit.networks import train
-from ntkit.networks.transfer import random_noise
-from ntkit.runs import atomic_write
+from ntkit.networks import adam, train
+from ntkit.networks.transferring import random_noise
+from ntkit.poison import ntga
+from ntkit.runs import Session, atomic_write
 from ntkit.runs.environment import device, versions
 
+SHOWN = Session(show_progress=True)
 RADII = {"digits": (0.1, 0.2, 0.3), "mnist_t10k": (0.1, 0.2, 0.3)}
 ATTACK = {
     "loss": "mse",
@@ -85,14 +86,16 @@ def by_kernel(images: np.ndarray, labels: np.ndarray, seed: int, quick: bool) ->
 
 def by_fc(images: np.ndarray, labels: np.ndarray, seed: int, quick: bool) -> Any:
     """Train a fully-connected network."""
-    options = {"steps": 5 if quick else 500, "batch_size": 128, "learning_rate": 0.01}
+    steps = 5 if quick else 500
+    options = {"steps": steps, "batch_size": 128, "optimizer": adam(0.01, decay_over=steps)}
     module = ntkit.fc(2).flax(num_outputs=10, width=512)
     return train(module, images, one_hot(labels, 10), key=jax.random.key(seed), **options)
 
 
 def by_convnet(images: np.ndarray, labels: np.ndarray, seed: int, quick: bool) -> Any:
     """Train a convolutional network."""
-    options = {"steps": 5 if quick else 300, "batch_size": 128, "learning_rate": 0.03, "loss": "cross_entropy"}
+    steps = 5 if quick else 300
+    options = {"steps": steps, "batch_size": 128, "optimizer": adam(0.03, decay_over=steps), "loss": "cross_entropy"}
     module = ntkit.convnet(2).flax(num_outputs=10, width=32)
     return train(module, images, one_hot(labels, 10), key=jax.random.key(seed), **options)
 
@@ -119,7 +122,7 @@ def choices(name: str, dataset: ntkit.data.Dataset, quick: bool) -> Iterator[tup
             poisoned = ntga(surrogate(), images[:part], labels[:part], Linf(radius), key=jax.random.key(0), **attack)
             seconds = time.monotonic() - started
             model = by_kernel(poisoned, labels[:part], 0, quick)
-            return {"seconds": seconds, "accuracy": regression.accuracy(model, images[part:], labels[part:])}
+            return {"seconds": seconds, "accuracy": data.accuracy(model, images[part:], labels[part:])}
 
         yield {"data": name, "radius": radius, **ATTACK, **options}, measure
 
@@ -134,7 +137,7 @@ def trainings(
     def poisoned(radius: float, seed: int) -> tuple[np.ndarray, float]:
         started = time.monotonic()
         attack = ATTACK | {"steps": 1} if quick else ATTACK
-        found = ntga(surrogate(), clean, labels, Linf(radius), key=jax.random.key(seed), show_progress=True, **attack)
+        found = ntga(surrogate(), clean, labels, Linf(radius), key=jax.random.key(seed), session=SHOWN, **attack)
         return found, time.monotonic() - started
 
     for seed in seeds:
@@ -154,8 +157,8 @@ def trainings(
                     started = time.monotonic()
                     model = learn(images, labels, seed, quick)
                     row["seconds"] = time.monotonic() - started
-                    row["train_accuracy"] = regression.accuracy(model, images, labels)
-                    row["accuracy"] = regression.accuracy(model, dataset.test.images, dataset.test.labels)
+                    row["train_accuracy"] = data.accuracy(model, images, labels)
+                    row["accuracy"] = data.accuracy(model, dataset.test.images, dataset.test.labels)
                     return row
 
                 yield {"data": name, "images": kind, "radius": radius, "model": learner, "seed": seed}, measure
@@ -167,9 +170,9 @@ def table(rows: list[Row]) -> None:
     for row in rows:
         groups.setdefault((row["data"], row["radius"], row["images"], row["model"]), []).append(row["accuracy"])
     print("\naccuracy on clean test images, %")
-    for (data, radius, kind, model), values in groups.items():
+    for (name, radius, kind, model), values in groups.items():
         spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        print(f"{data:10}  {radius:4g}  {kind:5}  {model:20}  {100 * statistics.mean(values):5.1f}{spread}")
+        print(f"{name:10}  {radius:4g}  {kind:5}  {model:20}  {100 * statistics.mean(values):5.1f}{spread}")
     print("\nYuan & Wu 2021, MNIST, 50,000 images, radius 0.3:")
     for model, found in PUBLISHED.items():
         print(f"{model:10}  clean {found['clean']}  NTGA {found['NTGA']}")

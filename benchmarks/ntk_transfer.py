@@ -32,16 +32,16 @@ import jax
 import numpy as np
 
 import ntkit
-from ntkit import attacks, regression
-from ntkit.attacks import Adversary, Linf, Preprocessed
-from ntkit.data import Standardize, one_hot
-from ntkit.networks import random_noise, simple_cnn, transfer, transfer_rows
+from ntkit import attacks, data, regression
+from ntkit.attacks import FGSM, PGD, Linf
+from ntkit.data import Standardize, of_pixels, one_hot
+from ntkit.networks import adam, random_noise, sgd, simple_cnn, transfer, transfer_rows
 from ntkit.runs import atomic_write
 from ntkit.runs.environment import device, versions
 
 RATE = 0.3
-LAZY = {"optimizer": "sgd", "learning_rate": RATE, "batch_size": 100, "centred": True}
-USUAL = {"optimizer": "adam", "learning_rate": 0.001, "batch_size": 100}
+LAZY = {"optimizer": sgd(RATE), "batch_size": 100, "centred": True}
+USUAL = {"optimizer": adam(0.001), "batch_size": 100}
 # Relative to the mean of the Gram matrix's diagonal.
 RIDGE = 1e-4
 
@@ -92,10 +92,10 @@ def measure(
     preprocess = Standardize.fit(images)
     prepared = preprocess.transform(images)
     ball = Linf(task.radius)
-    adversary = Adversary("pgd", ball, steps=10, stop_early=False)
+    adversary = PGD(ball, steps=10, stop_early=False)
     white_box = {
-        "white box": Adversary("pgd", ball, steps=50, stop_early=False),
-        "white box, one step": Adversary("fgsm", ball),
+        "white box": PGD(ball, steps=50, stop_early=False),
+        "white box, one step": FGSM(ball),
     }
     key_noise, key_attack, key_networks = jax.random.split(jax.random.key(0), 3)
 
@@ -107,13 +107,13 @@ def measure(
     examples = {"noise": random_noise(x, ball, key=key_noise)}
     kernels = {}
     for name, predictor in predictors.items():
-        model = Preprocessed(predictor, preprocess)
-        found = {name: adversary(model, x, labels, key_attack)}
+        model = of_pixels(predictor, preprocess)
+        found = {name: adversary(model, x, labels, key=key_attack)}
         if name != "ridge":
-            found[f"{name}, one step"] = attacks.fgsm(model, x, labels, ball)
+            found[f"{name}, one step"] = attacks.FGSM(ball)(model, x, labels)
         examples |= found
         shown = {"clean": x, "noise": examples["noise"], **found}
-        kernels[name] = {of: regression.accuracy(model, np.asarray(these), labels) for of, these in shown.items()}
+        kernels[name] = {of: data.accuracy(model, np.asarray(these), labels) for of, these in shown.items()}
     result = {
         "data": dataset.name,
         "classes": task.classes,
@@ -139,7 +139,7 @@ def measure(
         started = time.monotonic()
         by_seed = [
             transfer(
-                module,
+                of_pixels(module, preprocess),
                 images,
                 targets,
                 x,
@@ -148,7 +148,6 @@ def measure(
                 adversaries=white_box,
                 steps=steps,
                 key=jax.random.fold_in(key_networks, seed),
-                preprocessing=preprocess,
                 **training,
             )
             for seed in range(seeds)
@@ -191,7 +190,12 @@ def main() -> None:
             tasks[name] = result
             if options.out is None:
                 return
-            settings = {"lazy": LAZY, "usual": USUAL, "ridge": RIDGE, "attack": "PGD, 10 steps; white box: 50 steps"}
+            settings = {
+                "lazy": f"SGD at {RATE}, batches of 100, centred",
+                "usual": "Adam at 0.001, batches of 100",
+                "ridge": RIDGE,
+                "attack": "PGD, 10 steps; white box: 50 steps",
+            }
             ordered = {known: tasks[known] for known in TASKS if known in tasks}
             with atomic_write(options.out, "w") as file:
                 file.write(json.dumps({"tasks": ordered, **settings}, indent=1) + "\n")

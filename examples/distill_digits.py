@@ -26,13 +26,17 @@ kernel = ntkit.ntk(ntkit.fc(1))
 def test_accuracy(images, targets):
     """Fit the kernel regression on a support set and test it."""
     model = ntkit.regression.fit(kernel, images, targets)
-    return ntkit.regression.accuracy(model, test, digits.test.labels)
+    return ntkit.data.accuracy(model, test, digits.test.labels)
 
 
 arguments = {"per_class": 1, "key": jax.random.key(0)}
-real = ntkit.distill.kip(kernel, train, digits.train.labels, steps=0, **arguments)
-distilled = ntkit.distill.kip(
-    kernel, train, digits.train.labels, steps=20 if options.smoke else 1000, show_progress=True, **arguments
+learner = ntkit.distill.KIP(kernel)
+real = ntkit.distill.distill(learner, train, digits.train.labels, steps=0, **arguments)
+distilled = ntkit.distill.distill(
+    *(learner, train, digits.train.labels),
+    steps=20 if options.smoke else 1000,
+    session=ntkit.runs.Session(show_progress=True),
+    **arguments,
 )
 solved = ntkit.distill.label_solve(kernel, real.images, train, digits.train.labels)
 

@@ -26,23 +26,22 @@ options = parser.parse_args()
 steps, seeds = (3, 1) if options.smoke else (500, options.seeds)
 digits = ntkit.data.load("digits")
 preprocessing = ntkit.data.Standardize.fit(digits.train.images)
-adversary = attacks.Adversary("pgd", attacks.Linf(options.radius), steps=10, stop_early=False)
+adversary = attacks.PGD(attacks.Linf(options.radius), steps=10, stop_early=False)
 
 found: dict[str, list[list[float]]] = {}
 for seed in range(seeds):
     key = jax.random.key(seed)
     sets = {}
     for name, attacked_by in (("KIP", None), ("adv-KIP", adversary)):
-        made = distill.kip(
-            ntkit.ntk(ntkit.fc(1)),
+        made = distill.distill(
+            distill.KIP(ntkit.ntk(ntkit.fc(1))),
             digits.train.images,
             digits.train.labels,
             per_class=options.per_class,
             steps=steps,
             key=key,
             optimizer=optax.adam(0.02),
-            target_batch=400,
-            preprocessing=preprocessing,
+            targets=distill.Targets(batch=400, preprocessing=preprocessing),
             adversary=attacked_by,
         )
         sets[name] = preprocessing.inverse(made.images)

@@ -26,14 +26,13 @@ n, m, size, width = (100, 20, 30, 16) if options.smoke else (len(digits.train), 
 at = (0, 2, 6) if options.smoke else (0, 10, 30, 100, 300, 1000)
 images, targets = digits.train.images[:n], np.asarray(ntkit.data.one_hot(digits.train.labels[:n], 10))
 x, labels = digits.test.images[:m], digits.test.labels[:m]
-module = ntkit.fc(2).flax(num_outputs=10, width=width)
-adversary = attacks.Adversary("pgd", attacks.Linf(options.radius), steps=10, stop_early=False)
+network = ntkit.fc(2).flax(num_outputs=10, width=width)
+module = ntkit.data.of_pixels(network, ntkit.data.Standardize.fit(images))
+adversary = attacks.PGD(attacks.Linf(options.radius), steps=10, stop_early=False)
 key_train, key_linearize = jax.random.split(jax.random.key(0))
 training = {
-    "preprocessing": ntkit.data.Standardize.fit(images),
     "loss": "cross_entropy",
-    "optimizer": "sgd",
-    "learning_rate": 1.0,
+    "optimizer": networks.sgd(1.0),
     "batch_size": 128,
 }
 
@@ -62,15 +61,15 @@ for name, attacked_by in (("standard", None), ("adversarial", adversary)):
         x,
         labels,
         key=key_linearize,
-        adversaries={"pgd": attacks.Adversary("pgd", adversary.ball, steps=20)},
+        adversaries={"pgd": attacks.PGD(adversary.ball, steps=20)},
         adversary=attacked_by,
         **training,
     )
     for row in rows:
-        linear, network = (
+        linear, whole = (
             ", ".join(f"{value:.1%} {of}" for of, value in row[one].items()) for one in ("linearized", "network")
         )
-        print(f"linearized at step {row['step']}, after {at[-1]}: {linear}; the network: {network}")
+        print(f"linearized at step {row['step']}, after {at[-1]}: {linear}; the network: {whole}")
 if options.plot:
     plot.save(plot.dynamics(found), options.plot)
     print(f"drawn in {options.plot}")

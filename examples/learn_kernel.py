@@ -48,5 +48,5 @@ for i in range(steps):
         print(f"step {i:3d}   held-out loss {value:.5f}")
 test = pixels.transform(digits.test.images)
 model = ntkit.regression.fit(kernel, images[train], targets[train], ridge=1e-3)
-print(f"test accuracy {ntkit.regression.accuracy(model, test, digits.test.labels):.1%}")
+print(f"test accuracy {ntkit.data.accuracy(model, test, digits.test.labels):.1%}")
 print("leaves:", ", ".join(f"{float(leaf):.3f}" for leaf in jax.tree.leaves(kernel)))

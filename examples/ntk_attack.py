@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 import ntkit
-from ntkit import attacks, plot
-from ntkit.networks import random_noise, transfer, transfer_rows
-from ntkit.regression import accuracy
+from ntkit import attacks, data, plot
+from ntkit.data import accuracy
+from ntkit.networks import random_noise, sgd, transfer, transfer_rows
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--radius", type=float, default=0.15, help="of the l∞ ball, in pixels from 0 to 1 (default 0.15)")
@@ -30,7 +30,7 @@ images, targets = digits.train.images[:n], ntkit.data.one_hot(digits.train.label
 x, labels = digits.test.images[:m], digits.test.labels[:m]
 preprocess = ntkit.data.Standardize.fit(images)
 ball = attacks.Linf(options.radius)
-adversary = attacks.Adversary("pgd", ball, steps=20, stop_early=False)
+adversary = attacks.PGD(ball, steps=20, stop_early=False)
 key_attack, key_noise, key_networks = jax.random.split(jax.random.key(0), 3)
 
 # Gradient descent with a small learning rate on ½ ‖f(x) − y‖² is at time steps · rate · outputs of the flow.
@@ -39,8 +39,8 @@ kernel = ntkit.ntk(ntkit.fc(1))
 examples = {"noise": random_noise(x, ball, key=key_noise)}
 for step in steps:
     predictor = ntkit.regression.flow(kernel, preprocess.transform(images), targets, time=step * rate * 10)
-    model = attacks.Preprocessed(predictor, preprocess)  # the ball is one of pixels, whatever the kernel is fed
-    examples[f"kernel at {step}"] = crafted = adversary(model, x, labels, key_attack)
+    model = data.of_pixels(predictor, preprocess)  # the ball is one of pixels, whatever the kernel is fed
+    examples[f"kernel at {step}"] = crafted = adversary(model, x, labels, key=key_attack)
     clean, robust = accuracy(model, x, labels), accuracy(model, crafted, labels)
     print(f"infinitely wide, after {step} steps: {clean:.1%} clean, {robust:.1%} on the examples crafted on it")
 
@@ -50,7 +50,7 @@ rows = []
 for architecture, width in networks:
     found = [
         transfer(
-            architecture.flax(num_outputs=10, width=width),
+            data.of_pixels(architecture.flax(num_outputs=10, width=width), preprocess),
             images,
             targets,
             x,
@@ -59,9 +59,7 @@ for architecture, width in networks:
             adversaries={"white box": adversary},
             steps=steps,
             key=jax.random.fold_in(key_networks, seed),
-            preprocessing=preprocess,
-            optimizer="sgd",
-            learning_rate=rate,
+            optimizer=sgd(rate),
             centred=True,
         )
         for seed in range(seeds)

@@ -12,8 +12,8 @@ import jax
 
 import ntkit
 from ntkit import attacks, networks
-from ntkit.networks.transfer import random_noise
-from ntkit.regression import accuracy
+from ntkit.data import accuracy
+from ntkit.networks.transferring import random_noise
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--smoke", action="store_true", help="few steps and one network, to see that it runs")
@@ -26,7 +26,7 @@ targets = ntkit.data.one_hot(labels, 10)
 ball = attacks.Linf(options.radius)
 key_attack, key_noise, key_train = jax.random.split(jax.random.key(0), 3)
 
-poisoned = ntkit.distill.ntga(
+poisoned = ntkit.poison.ntga(
     ntkit.ntk(ntkit.fc(2)),
     images,
     labels,
@@ -34,7 +34,7 @@ poisoned = ntkit.distill.ntga(
     key=key_attack,
     time=512.0,
     steps=2 if options.smoke else 10,
-    show_progress=True,
+    session=ntkit.runs.Session(show_progress=True),
 )
 training_sets = {"as they are": images, "noise": random_noise(images, ball, key=key_noise), "poisoned": poisoned}
 
@@ -44,7 +44,12 @@ for architecture, width in [(ntkit.fc(1), 256)] if options.smoke else [(ntkit.fc
     for name, x in training_sets.items():
         steps = 20 if options.smoke else 300
         network = networks.train(
-            module, x, targets, key=key_train, steps=steps, batch_size=128, learning_rate=0.01, loss="cross_entropy"
+            *(module, x, targets),
+            key=key_train,
+            steps=steps,
+            batch_size=128,
+            optimizer=networks.adam(0.01, decay_over=steps),
+            loss="cross_entropy",
         )
         shares = accuracy(network, x, labels), accuracy(network, digits.test.images, digits.test.labels)
         print("{:8}  {:4d} wide  {:12}  {:15.1%}  {:21.1%}".format(architecture.name, width, name, *shares))

@@ -11,7 +11,7 @@ import jax
 import optax
 
 import ntkit
-from ntkit import attacks, distill, networks, regression
+from ntkit import attacks, data, distill, networks, regression
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--smoke", action="store_true", help="few steps and images, to see that it runs")
@@ -26,25 +26,24 @@ architecture = ntkit.fc(1)
 kernel = ntkit.ntk(architecture)
 ball = attacks.Linf(options.radius)
 against = {
-    "pgd": attacks.Adversary("pgd", ball, steps=20),
-    "autoattack": attacks.Adversary("autoattack", ball, queries=100 if options.smoke else 5000),
+    "pgd": attacks.PGD(ball, steps=20),
+    "autoattack": attacks.AutoAttack(ball, queries=100 if options.smoke else 5000),
 }
 
 print(f"{options.radius} in l∞                clean   PGD-20   AutoAttack")
 for name, adversary in {
     "KIP": None,
-    "adv-KIP": attacks.Adversary("pgd", ball, steps=10, stop_early=False),
+    "adv-KIP": attacks.PGD(ball, steps=10, stop_early=False),
 }.items():
-    learned = distill.kip(
-        kernel,
+    learned = distill.distill(
+        distill.KIP(kernel),
         digits.train.images,
         digits.train.labels,
         per_class=1,
         steps=steps,
-        target_batch=400,
+        targets=distill.Targets(batch=400, preprocessing=preprocessing),  # the ball is one of pixels
         optimizer=optax.adam(0.02),
         adversary=adversary,
-        preprocessing=preprocessing,  # the ball is one of pixels, whatever the kernel is fed
         key=jax.random.key(0),
     )
     module = architecture.flax(num_outputs=10, width=512)
@@ -55,6 +54,6 @@ for name, adversary in {
         ),
     }
     for what, model in models.items():
-        found = attacks.evaluate(attacks.Preprocessed(model, preprocessing), x, labels, against)
+        found = attacks.evaluate(data.of_pixels(model, preprocessing), x, labels, against)
         robust = "   ".join(f"{found.robust[attack]:6.1%}" for attack in against)
         print(f"{what + ' on ' + name:20s}  {found.clean:6.1%}   {robust}", flush=True)

@@ -15,9 +15,8 @@ import numpy as np
 
 import ntkit
 from ntkit import features, plot
-from ntkit.attacks import Adversary, Linf
-from ntkit.data import Standardize, load, one_hot
-from ntkit.kernels import of_pixels
+from ntkit.attacks import PGD, Linf
+from ntkit.data import Standardize, load, of_pixels, one_hot
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--smoke", action="store_true", help="fewer images, to see that it runs")
@@ -49,7 +48,7 @@ for i, j in itertools.pairwise(edges):
     )
 
 print("\ntogether       accuracy   under PGD-20")
-adversary = Adversary("pgd", ball, steps=20, loss="margin")
+adversary = PGD(ball, steps=20, loss="margin")
 for i, j in ((0, 10), (10, len(found)), (0, len(found))):
     model = found[i:j]
     useful, robust = features.usefulness(model, new, truth), features.robustness(model, new, truth, adversary)

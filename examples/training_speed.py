@@ -26,7 +26,8 @@ n, width = (60, 64) if options.smoke else (options.images, options.width)
 at = (0, 1, 3, 10) if options.smoke else (0, 1, 3, 10, 30, 100, 300, 1000, 3000)
 digits = ntkit.data.load("digits")
 images, labels = digits.train.images[:n], digits.train.labels[:n]
-module = ntkit.fc(1).flax(num_outputs=10, width=width)
+network = ntkit.fc(1).flax(num_outputs=10, width=width)
+module = ntkit.data.of_pixels(network, ntkit.data.Standardize.fit(images))
 key_network, key_labels = jax.random.split(jax.random.key(0))
 
 found = {}
@@ -37,7 +38,6 @@ for name, given in (("true labels", labels), ("random labels", jax.random.permut
         ntkit.data.one_hot(np.asarray(given), 10),
         key=key_network,
         at=at,
-        preprocessing=ntkit.data.Standardize.fit(images),
     )
     print(f"{name}: {one.shares[:10].sum():.1%} of their squares along the first 10 eigenvectors of {n}")
     print("   step   left of ‖y‖   predicted")

@@ -38,7 +38,7 @@ print("time        test loss   d loss / d log(time)   accuracy")
 for log_time in jnp.linspace(2.0, 10.0, 3 if options.smoke else 8):
     loss, slope = loss_and_slope(log_time)
     model = ntkit.regression.flow(kernel, train, targets, jnp.exp(log_time))
-    accuracy = ntkit.regression.accuracy(model, test, digits.test.labels)
+    accuracy = ntkit.data.accuracy(model, test, digits.test.labels)
     print(f"{jnp.exp(log_time):9.3g}   {loss:9.5f}   {slope:+20.2e}   {accuracy:8.1%}")
 limit = ntkit.regression.flow(kernel, train, targets, jnp.inf)
 print(f"      inf   {0.5 * jnp.mean((limit(test) - test_targets) ** 2):9.5f}")

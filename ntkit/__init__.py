@@ -4,10 +4,12 @@
 """
 
 from ntkit import _neural_tangents as _neural_tangents
-from ntkit import attacks, data, distill, features, networks, regression, runs
+from ntkit import attacks, data, distill, features, networks, poison, regression, runs
+from ntkit._pytrees import pytree_dataclass, static_field
 from ntkit.architectures import Architecture, conv, convnet, fc, myrtle
-from ntkit.gram import gram
-from ntkit.kernels import Kernel, empirical_ntk, from_stax, nngp, ntk
+from ntkit.grams import gram
+from ntkit.kernels import Kernel, empirical_ntk, from_stax, nngp, ntk, random_features
+from ntkit.saving import load, save
 
 __all__ = [
     "Architecture",
@@ -22,10 +24,16 @@ __all__ = [
     "features",
     "from_stax",
     "gram",
+    "load",
     "myrtle",
     "networks",
     "nngp",
     "ntk",
+    "poison",
+    "pytree_dataclass",
+    "random_features",
     "regression",
     "runs",
+    "save",
+    "static_field",
 ]

@@ -265,10 +265,10 @@ def check_call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return jax.eval_shape(function, *arguments)
 
 
-def changed(name: str, function: Callable[..., Any], images: Array, *arguments: Any) -> Array:
+def changed(name: str, function: Callable[..., Any], images: Array, *arguments: Any, **named: Any) -> Array:
     """Call a user's function that is to give images like those that it is given, in compiled code."""
     with calling(name):
-        found = function(*arguments)
+        found = function(*arguments, **named)
     if getattr(found, "shape", None) != images.shape or not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(f"{name}: got one that gives {told(found)}, expected images as it is given, {told(images)}")
     return found

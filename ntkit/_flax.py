@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ntkit._convolution import padded
 from ntkit.activations import ACTIVATIONS
 from ntkit.architectures import (
     Activation,
@@ -31,13 +32,19 @@ class Network(nn.Module):
     num_outputs: int
     width: int
 
+    def features(self, x: jax.Array) -> jax.Array:
+        """Map inputs to the last hidden values (n, m)."""
+        return self(x, readout=False)
+
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, readout: bool = True) -> jax.Array:
         """Map images (n, height, width, channels) or vectors (n, d) to outputs (n, num_outputs)."""
         check_image_shape(self.architecture, x.shape[1:])
         standard = self.architecture.parameterization == "standard"
         last = len(self.architecture.layers) - 1
         for i, layer in enumerate(self.architecture.layers):
+            if i == last and not readout:
+                break
             features = self.num_outputs if i == last else self.width
             match layer:
                 case Dense():
@@ -90,11 +97,8 @@ class Affine(nn.Module):
         if self.window is None:
             linear: nn.Module = nn.Dense(self.features, use_bias=False, kernel_init=kernel_init, name="linear")
         else:
-            padding = self.padding
-            if padding == "CIRCULAR":
-                # Where zeros would be otherwise. flax, left to itself, pads as if there were no strides.
-                pads = jax.lax.padtype_to_pads(x.shape[1:3], self.window, self.strides, "SAME")
-                x, padding = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap"), "VALID"
+            # Not by flax, which pads CIRCULAR as if there were no strides.
+            x, padding = padded(x, self.window, self.strides, self.padding)
             linear = nn.Conv(
                 self.features,
                 self.window,

@@ -26,9 +26,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -198,30 +197,7 @@ def _import(
     if name == "jax.util":
         return views["jax.util" if fromlist else "jax"]
     module = builtins.__import__(name, globals, locals, fromlist or (), 0)
-    if module is jax and globals and globals["__name__"].partition(".")[0] == "tests":
-        return _jax_of_the_tests()
     return views.get(module.__name__, module)
-
-
-@functools.cache
-def _jax_of_the_tests() -> _View:
-    """Give neural-tangents' tests the random numbers that they were published with.
-
-    They draw different arrays from one key. Since 0.5, JAX makes one of these a prefix of the other, so that batches
-    meant to be different are the same.
-    """
-
-    def as_published(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def draw(*args: Any, **kwargs: Any) -> Any:
-            with jax.threefry_partitionable(False):
-                return function(*args, **kwargs)
-
-        return draw
-
-    functions = {name: value for name, value in vars(jax.random).items() if callable(value) and name[0] != "_"}
-    random = _View("jax.random", jax.random, {name: as_published(value) for name, value in functions.items()})
-    return _View("jax", _views()["jax"], {"random": random})
 
 
 # How neural-tangents is loaded.
@@ -251,17 +227,15 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Find neural-tangents where the other finders find it, and load it with ``_Loader``.
+    """Find neural-tangents where the other finders find it, and load it with ``_Loader``."""
 
-    Its own tests, published as a package called ``tests``, use names that left JAX too. They are a part of
-    neural-tangents, and get the same views.
-    """
+    package: ClassVar[str] = "neural_tangents"
+    loader: ClassVar[type[_Loader]] = _Loader
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        package = fullname.partition(".")[0]
-        if package not in ("neural_tangents", "tests"):
+        if fullname.partition(".")[0] != self.package:
             return None
         # Those before this one have been asked already.
         others = sys.meta_path[sys.meta_path.index(self) + 1 :]
@@ -269,9 +243,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         spec = next(filter(None, specs), None)
         if spec is None or not spec.origin or not spec.origin.endswith(".py"):
             return None
-        if package == "tests" and not _is_test_of_neural_tangents(fullname, spec.origin):
-            return None
-        spec.loader = _Loader(fullname, spec.origin)
+        spec.loader = self.loader(fullname, spec.origin)
         return spec
 
     def go_first(self) -> None:
@@ -279,12 +251,6 @@ class _Finder(importlib.abc.MetaPathFinder):
         with contextlib.suppress(ValueError):
             sys.meta_path.remove(self)
         sys.meta_path.insert(0, self)
-
-
-def _is_test_of_neural_tangents(fullname: str, origin: str) -> bool:
-    depth = fullname.count(".") - (Path(origin).name != "__init__.py")
-    marker = Path(origin).parents[depth] / "test_utils.py"
-    return marker.is_file() and "class NeuralTangentsTestCase" in marker.read_text(encoding="utf-8")
 
 
 def _import_experimental_later(neural_tangents: ModuleType) -> None:

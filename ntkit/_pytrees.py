@@ -7,22 +7,47 @@ import hashlib
 import re
 import types
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def told_apart(cls: type) -> type:
-    """Register a dataclass as a pytree, like `jax.tree_util.register_dataclass`, that no other one is taken for.
+def static_field(**options: Any) -> Any:
+    """Give a field of a [`pytree_dataclass`][] that is no leaf: hashable, and part of what is compiled.
 
-    JAX 0.10 to 0.12 compares the structures of dataclasses by their fields and not by their types. Where two types have
-    the same ones, a compiled function is now and then run with what it was compiled for the other.
-
-    What `__post_init__` checks are a user's arguments. JAX, which builds values again with tracers, arrays, `None` or
-    objects of its own as leaves, goes past it.
+    **Arguments:** `options`: `default` and the others of `dataclasses.field`.
     """
+    return dataclasses.field(metadata={"static": True}, **options)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static_field))
+def pytree_dataclass(cls: type | None = None, /, *, eq: bool = True) -> Any:
+    """Make a class a frozen dataclass that is a JAX pytree.
+
+        @ntkit.pytree_dataclass
+        class RBF(ntkit.Kernel):
+            scale: float                                 # a leaf: traced, differentiated
+            name: str = ntkit.static_field(default="")   # decides what is compiled
+
+    **Arguments:** `eq`: whether values are compared, and hashed, by their fields; not where these are arrays.
+
+    `jax.tree_util.register_dataclass` is not enough: JAX 0.10 to 0.12 compares the structures of dataclasses by their
+    fields and not by their types. Where two types have the same ones, a compiled function is now and then run with what
+    it was compiled for the other.
+
+    `__post_init__` is where a user's arguments are checked. JAX, which builds values again with tracers, arrays, `None`
+    or objects of its own as leaves, goes past it.
+    """
+
+    def make(cls: type) -> type:
+        return _registered(dataclasses.dataclass(frozen=True, eq=eq)(cls))
+
+    return make if cls is None else make(cls)
+
+
+def _registered(cls: type) -> type:
     fields = dataclasses.fields(cls)
     static = [field.name for field in fields if field.metadata.get("static")]
     leaves = [field.name for field in fields if field.name not in static]
@@ -99,8 +124,8 @@ class ByIdentity:
 
     function: Any
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.function(*arguments, **named)
 
     def __hash__(self) -> int:
         return hash(self._identity())
@@ -138,20 +163,18 @@ def static(function: Any) -> Any:
     return function if is_hashable(function) else ByIdentity(function)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class _Function:
     """A function that is no pytree as one without leaves. `mark`: of what it is now."""
 
-    held: ByIdentity = dataclasses.field(metadata={"static": True})
-    mark: str = dataclasses.field(default="", metadata={"static": True})
+    held: ByIdentity = static_field()
+    mark: str = static_field(default="")
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self.held.function(*arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.held.function(*arguments, **named)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Partly:
     """A pytree of which its arrays alone are traced. What its other leaves are decides what is compiled.
 
@@ -159,8 +182,8 @@ class Partly:
     """
 
     arrays: tuple[Any, ...]
-    structure: Any = dataclasses.field(metadata={"static": True})
-    others: tuple[ByIdentity | None, ...] = dataclasses.field(metadata={"static": True})
+    structure: Any = static_field()
+    others: tuple[ByIdentity | None, ...] = static_field()
 
     def whole(self) -> Any:
         """Give the pytree as it was."""
@@ -179,8 +202,8 @@ class Partly:
             self, arrays=tuple(next(given) if _is_float(array) else array for array in self.arrays)
         ).whole()
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self.whole()(*arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.whole()(*arguments, **named)
 
 
 def _is_float(array: Any) -> bool:
@@ -213,5 +236,6 @@ def _digest(function: Any, x: Any) -> str:
     # Where Python holds what it was traced with is another place each time.
     found = hashlib.blake2b(re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
     for value in closed.consts:
-        found.update(np.asarray(value).tobytes())
+        is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        found.update(np.asarray(jax.random.key_data(value) if is_key else value).tobytes())
     return found.hexdigest()

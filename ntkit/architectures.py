@@ -18,7 +18,7 @@ import jax
 from ntkit import _neural_tangents as nt
 from ntkit import activations
 from ntkit._checks import check_choice, check_integer, check_scalar, check_text, wrong
-from ntkit._pytrees import told_apart
+from ntkit._pytrees import pytree_dataclass
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -38,8 +38,7 @@ PARAMETERIZATIONS: tuple[Parameterization, ...] = ("ntk", "standard")
 PADDINGS: tuple[Padding, ...] = ("SAME", "VALID", "CIRCULAR")
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Dense:
     """A fully-connected layer, z = W x + b.
 
@@ -54,8 +53,7 @@ class Dense:
         _check_stds(self)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Conv:
     """A convolution over (n, height, width, channels).
 
@@ -76,8 +74,7 @@ class Conv:
         check_choice("padding", self.padding, PADDINGS)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Activation:
     """A pointwise nonlinearity, by its name in `ntkit.activations.ACTIVATIONS`."""
 
@@ -87,8 +84,7 @@ class Activation:
         check_choice("activation", self.name, sorted(activations.ACTIVATIONS))
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class AveragePool:
     """Average pooling over disjoint windows; rows and columns that do not fill a window are dropped."""
 
@@ -98,14 +94,12 @@ class AveragePool:
         _check_pair("window", self.window)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class GlobalAveragePool:
     """The mean over all pixels: (n, height, width, channels) to (n, channels)."""
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Flatten:
     """All pixels and channels of an image as one vector; vectors are left as they are."""
 
@@ -113,10 +107,11 @@ class Flatten:
 Layer: TypeAlias = Dense | Conv | Activation | AveragePool | GlobalAveragePool | Flatten
 # Layers of images.
 SPATIAL = (Conv, AveragePool, GlobalAveragePool)
+# Those that `_stax_layer` has.
+STAX = (Dense, Conv, Activation, AveragePool, GlobalAveragePool, Flatten)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Architecture:
     """A network up to its number of outputs: the readout, a [`Dense`][] layer, is the last of `layers`.
 
@@ -284,16 +279,23 @@ def check_gaussian(architecture: Architecture) -> None:
     """
     source: str | None = "the inputs"
     for i, layer in enumerate(architecture.layers):
-        nonlinear = isinstance(layer, Activation) and layer.name != "identity"
-        if nonlinear and source is not None:
-            raise ValueError(
-                f"layers[{i}]: got {_told(layer)} of {source}, expected Dense or Conv between them: the closed form is "
-                "of Gaussian values"
-            )
-        if isinstance(layer, Dense | Conv):
-            source = None
-        elif nonlinear or (isinstance(layer, Flatten) and source is None):
-            source = f"the values of layers[{i}], {_told(layer)}"
+        values = f"the values of layers[{i}], {layer_name(layer)}"
+        match layer:
+            case Dense() | Conv():
+                source = None
+            case Activation("identity") | AveragePool() | GlobalAveragePool():
+                pass
+            case Activation():
+                if source is not None:
+                    raise ValueError(
+                        f"layers[{i}]: got {layer_name(layer)} of {source}, expected Dense or Conv between them: the "
+                        "closed form is of Gaussian values"
+                    )
+                source = values
+            case Flatten():
+                source = values if source is None else source
+            case _:
+                assert_never(layer)
 
 
 def check_image_shape(architecture: Architecture, shape: tuple[int, ...]) -> None:
@@ -303,21 +305,24 @@ def check_image_shape(architecture: Architecture, shape: tuple[int, ...]) -> Non
     if spatial is not None and size is None:
         raise ValueError(
             f"x: got inputs of shape {shape}, expected (height, width, channels): {architecture.name} has "
-            f"{_told(spatial)}"
+            f"{layer_name(spatial)}"
         )
     for layer in architecture.layers:
         if size is None or isinstance(layer, Flatten | GlobalAveragePool):
             return
-        if isinstance(layer, AveragePool):
-            size = (size[0] // layer.window[0], size[1] // layer.window[1])
-        elif isinstance(layer, Conv):
-            size = _convolved(size, layer)
-        else:
-            continue
+        match layer:
+            case AveragePool():
+                size = (size[0] // layer.window[0], size[1] // layer.window[1])
+            case Conv():
+                size = _convolved(size, layer)
+            case Dense() | Activation():
+                continue
+            case _:
+                assert_never(layer)
         if min(size) < 1:
             raise ValueError(
                 f"x: got images of {shape[0]}×{shape[1]} pixels, expected larger ones: of {architecture.name} the "
-                f"window {layer.window} of a {_told(layer)} does not fit"
+                f"window {layer.window} of a {layer_name(layer)} does not fit"
             )
     if size is not None:
         raise ValueError(
@@ -344,19 +349,21 @@ def _check_layers(layers: object) -> None:
         if type(layer) not in get_args(Layer):
             raise wrong(f"layers[{i}]", layer, "a layer of ntkit.architectures, such as Dense(1.0, None)")
     if not layers or not isinstance(layers[-1], Dense):
-        last = _told(layers[-1]) if layers else "no layers"
+        last = layer_name(layers[-1]) if layers else "no layers"
         raise ValueError(f"layers: got {last}, expected the readout, Dense(W_std, b_std), as the last of them")
     vectors = None
     for i, layer in enumerate(layers):
         if vectors is not None and isinstance(layer, SPATIAL):
-            raise ValueError(f"layers[{i}]: got {_told(layer)} after {vectors}, expected it before: it needs images")
+            raise ValueError(
+                f"layers[{i}]: got {layer_name(layer)} after {vectors}, expected it before: it needs images"
+            )
         if isinstance(layer, Flatten | GlobalAveragePool) and vectors is None:
-            vectors = f"layers[{i}], {_told(layer)}"
+            vectors = f"layers[{i}], {layer_name(layer)}"
     images = next((i for i, layer in enumerate(layers) if isinstance(layer, SPATIAL)), None)
     if images is not None and vectors is None:
         raise ValueError(
-            f"layers: got neither Flatten() nor GlobalAveragePool() after layers[{images}], {_told(layers[images])}, "
-            "expected one of them before the readout"
+            f"layers: got neither Flatten() nor GlobalAveragePool() after layers[{images}], "
+            f"{layer_name(layers[images])}, expected one of them before the readout"
         )
 
 
@@ -375,7 +382,7 @@ def _check_pair(name: str, value: object) -> None:
         raise wrong(name, value, "a tuple of two positive integers, (vertical, horizontal)")
 
 
-def _told(layer: Layer) -> str:
+def layer_name(layer: Layer) -> str:
     """Name a layer in one word."""
     return f"Activation({layer.name!r})" if isinstance(layer, Activation) else type(layer).__name__
 

@@ -452,7 +452,7 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     ending = check_path("path", path).suffix[1:].lower() or "png"
     known = figure.canvas.get_supported_filetypes()
     if ending not in known:
-        raise ValueError(f"path: expected an ending among {', '.join(sorted(known))}, got {os.fspath(path)!r}")
+        raise ValueError(f"path: got {os.fspath(path)!r}, expected an ending among {', '.join(sorted(known))}")
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
     with atomic_write(path) as file:
         figure.savefig(file, format=ending, metadata=undated)
@@ -482,7 +482,7 @@ def _checked_images(images: ArrayLike) -> NDArray[np.float32]:
     pictures = np.asarray(check_real("images", images), np.float32)
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or 0 in pictures.shape:
         raise ValueError(
-            f"images: expected (n, height, width, channels) with 1 or 3 channels, got shape {pictures.shape}"
+            f"images: got shape {pictures.shape}, expected (n, height, width, channels) with 1 or 3 channels"
         )
     return pictures
 
@@ -495,7 +495,7 @@ def _checked_labels(labels: ArrayLike | None, n: int) -> tuple[NDArray[np.float3
     if array.ndim == 1 and np.issubdtype(array.dtype, np.integer):
         return None, _checked_classes(array, n, "labels")
     if array.ndim != 2 or len(array) != n or array.shape[1] == 0:
-        raise ValueError(f"labels: expected soft labels ({n}, C) or integers ({n},), got shape {array.shape}")
+        raise ValueError(f"labels: got shape {array.shape}, expected soft labels ({n}, C) or integers ({n},)")
     soft = array.astype(np.float32)
     if soft.shape[1] == 1:
         return soft, (soft[:, 0] > 0).astype(np.intp)
@@ -505,7 +505,7 @@ def _checked_labels(labels: ArrayLike | None, n: int) -> tuple[NDArray[np.float3
 def _checked_classes(classes: ArrayLike, n: int, argument: str = "classes") -> NDArray[np.intp]:
     array = np.asarray(check_real(argument, classes))
     if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{argument}: expected integers ({n},), got {array.dtype} of shape {array.shape}")
+        raise ValueError(f"{argument}: got {array.dtype} of shape {array.shape}, expected integers ({n},)")
     return array.astype(np.intp)
 
 

@@ -7,7 +7,7 @@ which are for Gram matrices too large for that.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,46 +16,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
-from ntkit._checks import (
-    calling,
-    check_array,
-    check_callable,
-    check_flag,
-    check_integer,
-    check_scalar,
-    check_targets,
-    traced,
-    wrong,
-)
-from ntkit._pytrees import told_apart
-from ntkit.gram import gram as gram_in_blocks
-from ntkit.kernels import Kernel
-from ntkit.kernels._inputs import check_inputs
+from ntkit._checks import check_batch, check_flag, check_scalar, check_targets, traced, wrong
+from ntkit._pytrees import pytree_dataclass
+from ntkit.grams import gram as gram_in_blocks
+from ntkit.kernels import Kernel, memory
+from ntkit.kernels.base import check_kernel
+from ntkit.kernels.blocks import each
+from ntkit.kernels.finite import count_features
+from ntkit.kernels.inputs import check_inputs
+from ntkit.kernels.tiled import matmul
 from ntkit.solvers import (
     CG,
     Cholesky,
     ConvergenceWarning,
     InMemory,
+    Primal,
     Report,
     RoundingWarning,
     Solver,
-    cross_product,
     operator_of,
     solve,
 )
+from ntkit.solvers.primal import Normal, normal_equations, rounded
 from ntkit.solvers.rounding import rounding, rounding_of_angles, warn_of_rounding
 
 __all__ = [
     "CG",
     "Cholesky",
     "ConvergenceWarning",
+    "FeaturePredictor",
     "Predictor",
+    "Primal",
     "Report",
     "RidgeWarning",
     "RoundingWarning",
-    "accuracy",
     "fit",
     "flow",
     "solve",
@@ -67,8 +63,7 @@ class RidgeWarning(UserWarning):
     """The Gram matrix could not be factorized with the ridge that was asked for, and a larger one was used."""
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree_dataclass(eq=False)
 class Predictor:
     """The model x ↦ K(x, support) weights, a JAX pytree. [`fit`][] and [`flow`][] make it.
 
@@ -91,7 +86,7 @@ class Predictor:
     def __call__(self, x: Float[ArrayLike, "m ..."]) -> Float[Array, "m outputs"]:
         """Predict the outputs (m, outputs) for a batch of inputs.
 
-        Where K(x, support) takes more than about 64 MiB by `kernel.pair_bytes` it is computed in tiles, each
+        Where K(x, support) takes more than about 64 MiB it is computed in tiles, each
         multiplied with its part of the weights; inside `jit`, `grad` and `vmap` too.
         """
         x = check_inputs("x", x)
@@ -99,7 +94,36 @@ class Predictor:
             raise ValueError(
                 f"x: got inputs of shape {x.shape[1:]}, expected {self.support.shape[1:]} as in the support"
             )
-        return cross_product(self.kernel, x, self.support, self.weights)
+        return self.kernel.matmul(x, self.support, self.weights)
+
+
+@pytree_dataclass(eq=False)
+class FeaturePredictor:
+    """The model x ↦ φ(x) weights of a kernel with features φ, a JAX pytree. [`fit`][] and [`flow`][] make it.
+
+    **Fields:** `kernel`: the kernel. `weights`: of its features (m, outputs). `ridge`: as of a [`Predictor`][].
+    """
+
+    kernel: Kernel
+    weights: Float[Array, "m outputs"]
+    ridge: Float[Array, ""]
+
+    def __call__(self, x: Float[ArrayLike, "n ..."]) -> Float[Array, "n outputs"]:
+        """Predict the outputs (n, outputs) for a batch of inputs."""
+        x = check_inputs("x", x)
+        if (found := count_features(self.kernel, x)) != len(self.weights):
+            raise ValueError(
+                f"x: got inputs of shape {x.shape[1:]}, of {found} features, expected those of {len(self.weights)}"
+            )
+        return _of_features(self, x)
+
+
+@jax.jit
+def _of_features(predictor: FeaturePredictor, x: Array) -> Array:
+    def predicted(x: Array) -> Array:
+        return matmul(predictor.kernel.gram_features(x), predictor.weights)
+
+    return each(predicted, x, memory.at_once(len(predictor.weights) * x.dtype.itemsize, memory.HELD))
 
 
 def fit(
@@ -108,17 +132,20 @@ def fit(
     y: Float[ArrayLike, "n outputs"],
     ridge: ArrayLike = 1e-6,
     *,
-    solver: Solver | None = None,
+    solver: Solver | Primal | None = None,
     gram: Float[Array | np.ndarray, "n n"] | None = None,
     mesh: Mesh | None = None,
     block_size: int | None = None,
     progress: bool = False,
-) -> Predictor:
+) -> Predictor | FeaturePredictor:
     """Fit kernel ridge regression: weights = (K + ridge · tr(K)/n · I)⁻¹ y with K = kernel(x).
 
     By default K is factorized by Cholesky in the precision of `x` (float32 unless x64 is on). If that fails it is tried
     again with a ten times larger ridge, and so on, inside the compiled function; the ridge that was used is on the
     result.
+
+    A kernel with features is fitted on these, which gives the same model: a [`FeaturePredictor`][]. Where there are
+    fewer of them than inputs, the inputs are read in parts, and may be a NumPy memory map.
 
     With `solver=CG()` K is only multiplied with, so that it need not fit in memory: what is not given as `gram` is
     computed again in every step, tile by tile.
@@ -129,16 +156,17 @@ def fit(
     - `x`: n support inputs, images (n, height, width, channels) or vectors (n, d).
     - `y`: regression targets (n, outputs), for example `ntkit.data.one_hot(labels, 10)`.
     - `ridge`: relative to the mean of the diagonal of K; at least 0. With 0 the fit interpolates, if it can.
-    - `solver`: [`Cholesky`][]`()`, the default, or [`CG`][]`(…)`.
+    - `solver`: [`Cholesky`][]`()`, [`CG`][]`(…)`, or [`Primal`][]`(…)` on features. `None`: `Primal` where these are
+      fewer than the inputs and nothing below is given, else `Cholesky`.
     - `gram`: K, if you have it: an array, or a memory map, which [`CG`][] reads from the disk in every step. Its dtype
       is the precision of the fit then (float32 at least).
     - `mesh`: for [`CG`][], whose products with K are then shared by all devices of the mesh, whatever its axes: the
       rows of a given K, the tiles of another. With several processes, each makes the same call.
     - `block_size`: for [`CG`][], rows of K in one read from the disk (default: 256 MiB), or inputs on a side of a tile
-      (default: an eighth of n, or about 64 MiB by `kernel.pair_bytes`).
+      (default: an eighth of n, or about 64 MiB).
     - `progress`: whether to show a progress bar on stderr, of [`CG`][].
 
-    **Returns:** a [`Predictor`][].
+    **Returns:** a [`Predictor`][], or a [`FeaturePredictor`][].
 
     **Warns:** [`RidgeWarning`][] if a larger ridge was used. Not while being traced (inside `jit` or `grad`): there the
     caller finds it as `predictor.ridge`. [`RoundingWarning`][] if rounding changes predictions by an estimated percent
@@ -148,12 +176,18 @@ def fit(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
     finite.
     """
+    ridge, progress = check_scalar("ridge", ridge), check_flag("progress", progress)
+    given = any(each is not None for each in (gram, mesh, block_size))
+    if isinstance(solver, Primal) or (solver is None and not given and check_kernel("kernel", kernel).has_features):
+        if given:
+            raise ValueError(
+                "solver: got Primal with a gram, mesh or block_size, expected Cholesky() or CG() with these"
+            )
+        return _fit_features(kernel, x, y, ridge, solver)
     x, y = check_training_set(x, y)
-    ridge = check_scalar("ridge", ridge)
     solver = Cholesky() if solver is None else solver
     if not isinstance(solver, Solver):
-        raise wrong("solver", solver, "ntkit.regression.Cholesky() or CG()")
-    progress = check_flag("progress", progress)
+        raise wrong("solver", solver, "ntkit.regression.Cholesky(), CG() or Primal()")
     if isinstance(solver, CG) and traced(kernel, x, y, ridge, gram):
         raise ValueError("solver: got CG inside jit, grad or vmap, expected Cholesky() there")
     if isinstance(solver, Cholesky) and mesh is not None:
@@ -180,7 +214,7 @@ def flow(
     time: ArrayLike,
     *,
     learning_rate: ArrayLike = 1.0,
-) -> Predictor:
+) -> Predictor | FeaturePredictor:
     """Train the infinitely wide network to time t, by gradient flow from f₀ = 0, in closed form.
 
     f_t(x') = K(x', x) K⁻¹ (I − e^{−ηKt}) y  (Jacot et al. 2018, section 5; Lee et al. 2019, arXiv:1902.06720, eq. 9),
@@ -190,7 +224,7 @@ def flow(
     **Arguments:** `x`, `y`: as in [`fit`][]. `time`: at least 0; `jnp.inf` is the limit, the interpolant of least
     norm. `learning_rate`: scales the time.
 
-    **Returns:** a [`Predictor`][], with `ridge` 0.
+    **Returns:** a [`Predictor`][], with `ridge` 0; a [`FeaturePredictor`][] of a kernel with features.
 
     **Warns:** [`RoundingWarning`][] as [`fit`][], or if eigenvalues of K that are no more than rounding hide a percent
     of the targets or more, of what may have been learned by then.
@@ -198,55 +232,27 @@ def flow(
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the Gram matrix or the targets are not
     finite.
     """
-    x, y = check_training_set(x, y)
     time, learning_rate = check_scalar("time", time, infinite=True), check_scalar("learning_rate", learning_rate)
+    if _few_features(kernel, x):
+        # g(ΦΦᵀ) y = Φ-weights g(ΦᵀΦ) Φᵀy, for any function g of the spectrum.
+        _, normal, targets = _equations(kernel, x, y, Primal())
+
+        def flowed(gram: Array) -> Array:
+            return _flow_for(gram, normal.cross, time, learning_rate, targets.size)[0]
+
+        predictor = FeaturePredictor(kernel, flowed(normal.gram), jnp.zeros((), normal.gram.dtype))
+        _check_features("flow", predictor, normal, targets, flowed)
+        return predictor
+    x, y = check_training_set(x, y)
     gram = gram_in_blocks(kernel, x)
-    weights, dropped = _flow_for(gram, y, time, learning_rate)
+    weights, dropped = _flow_for(gram, y, time, learning_rate, y.size)
     if not traced(weights):
         _check_finite("flow", weights)
         _warn_of_rounding("flow", kernel, x, y, gram, weights, float(dropped))
-    return Predictor(kernel, x, weights, jnp.zeros((), gram.dtype))
-
-
-def accuracy(
-    model: Callable[[Array], Array],
-    x: Float[ArrayLike, "n ..."],
-    labels: Int[ArrayLike, " n"],
-    *,
-    batch_size: int = 500,
-) -> float:
-    """Give the fraction of inputs that a model classifies as labelled, in [0, 1].
-
-    **Arguments:** `model`: any callable from images to outputs (n, classes), or (n, 1). `labels`: int classes, or −1
-    and +1 for a model with one output. `batch_size`: inputs per call of the model.
-
-    **Raises:** `ValueError` that names the argument; `FloatingPointError` if the model's outputs are not finite.
-    """
-    x, labels = np.asarray(check_array("x", x)), np.asarray(check_array("labels", labels, "integer classes (n,)"))
-    if x.ndim == 0:
-        raise wrong("x", x, "inputs (n, …)")
-    if labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels: got {labels.dtype} of shape {labels.shape}, expected integers of shape ({len(x)},)")
-    if len(x) == 0:
-        raise ValueError("x: got no inputs, expected at least one")
-    batch_size = check_integer("batch_size", batch_size)
-    check_callable("model", model, "a callable from inputs to outputs")
-    correct = 0
-    for start in range(0, len(x), batch_size):
-        batch = x[start : start + batch_size]
-        count = len(batch)
-        if start > 0 and count < batch_size:
-            # One shape, one compilation: the last batch is filled up with the first inputs.
-            batch = np.concatenate([batch, x[: batch_size - count]])
-        with calling("model"):
-            found = model(jnp.asarray(batch))
-        outputs = np.asarray(check_array("model", found, f"an array ({len(batch)}, classes)"))
-        if outputs.ndim != 2 or len(outputs) != len(batch):
-            raise ValueError(f"model: got outputs of shape {outputs.shape}, expected ({len(batch)}, classes)")
-        outputs = outputs[:count]
-        _check_finite("accuracy: the model's outputs", outputs)
-        correct += int(np.sum(_classes(outputs, labels) == labels[start : start + count]))
-    return correct / len(x)
+    zero = jnp.zeros((), gram.dtype)
+    if kernel.has_features:
+        return FeaturePredictor(kernel, matmul(kernel.features(x).T, weights), zero)
+    return Predictor(kernel, x, weights, zero)
 
 
 def warn_of_ridge(asked: float, used: float) -> None:
@@ -260,13 +266,65 @@ def warn_of_ridge(asked: float, used: float) -> None:
         )
 
 
-@jax.jit
-def _flow_for(gram: Array, y: Array, time: ArrayLike, learning_rate: ArrayLike) -> tuple[Array, Array]:
+def _few_features(kernel: Kernel, x: ArrayLike) -> bool:
+    """Whether a kernel has fewer features than there are inputs."""
+    if not check_kernel("kernel", kernel).has_features:
+        return False
+    x = check_batch("x", x)
+    return count_features(kernel, jnp.asarray(x[:1])) < len(x)
+
+
+def _equations(kernel: Kernel, x: ArrayLike, y: ArrayLike, solver: Primal) -> tuple[int, Normal, Array | np.ndarray]:
+    """Check a training set, which stays where it is, and give its size, its normal equations and the targets."""
+    x = check_batch("x", x)
+    y = check_targets("y", y, len(x))
+    return len(x), normal_equations(kernel, x, y, solver), y
+
+
+def _fit_features(
+    kernel: Kernel, x: ArrayLike, y: ArrayLike, ridge: ArrayLike, solver: Primal | None
+) -> FeaturePredictor:
+    if not check_kernel("kernel", kernel).has_features:
+        raise wrong("solver", solver, "Cholesky() or CG() for a kernel without features")
+    if solver is None and not _few_features(kernel, x):
+        features = kernel.features(x)
+        found = fit(kernel, x, y, ridge, solver=Cholesky(), gram=matmul(features, features.T))
+        return FeaturePredictor(kernel, matmul(features.T, found.weights), found.ridge)
+    n, normal, y = _equations(kernel, x, y, Primal() if solver is None else solver)
+    # Relative to the mean of K's diagonal, and not to that of ΦᵀΦ, whose trace is the same.
+    share = len(normal.gram) / n
+    weights, used = solve(normal.gram, normal.cross, jnp.asarray(ridge) * share)
+
+    def solved(gram: Array) -> Array:
+        return solve(gram, normal.cross, used)[0]
+
+    predictor = FeaturePredictor(kernel, weights, (used / share).astype(used.dtype))
+    _check_features("fit", predictor, normal, y, solved)
+    if not traced(predictor.ridge, ridge):
+        warn_of_ridge(float(np.asarray(ridge)), float(predictor.ridge))
+    return predictor
+
+
+def _check_features(
+    what: str, predictor: FeaturePredictor, normal: Normal, y: Array | np.ndarray, solved: Callable[[Array], Array]
+) -> None:
+    """Raise if a model is not finite, and warn if other roundings of the same equations give another one."""
+    weights = predictor.weights
+    if traced(weights):
+        return
+    _check_finite(what, weights)
+    change = matmul(normal.some, solved(rounded(normal.gram)) - weights)
+    largest = np.abs(np.asarray(y)).max()
+    warn_of_rounding(what, float(jnp.max(jnp.abs(change))) / (largest if largest > 0 else 1.0), weights.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _flow_for(gram: Array, y: Array, time: ArrayLike, learning_rate: ArrayLike, targets: int) -> tuple[Array, Array]:
     """Give the weights after a time, and the part of the targets that the flow may have learned and rounding hides.
 
     Compiled: else jax_debug_infs would see each step on the way to infinity.
     """
-    time = jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / y.size
+    time = jnp.asarray(time, gram.dtype) * jnp.asarray(learning_rate, gram.dtype) / targets
     # LAPACK answers infinities with anything.
     solvable = jnp.all(jnp.isfinite(gram))
     weights, left = _flow(gram, y, time)
@@ -387,16 +445,3 @@ def check_training_set(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
 def _check_finite(what: str, values: Array | np.ndarray) -> None:
     if not np.all(np.isfinite(np.asarray(values))):
         raise FloatingPointError(f"{what}: not finite; look for NaN or infinite values in the inputs and the kernel")
-
-
-def _classes(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    classes = outputs.shape[1]
-    if classes > 1:
-        if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(
-                f"labels: got {labels.min()} to {labels.max()}, expected 0 to {classes - 1} for {classes} outputs"
-            )
-        return outputs.argmax(axis=1)
-    if not np.all(np.abs(labels) == 1):
-        raise ValueError("labels: a model with one output expects labels −1 and +1")
-    return np.where(outputs[:, 0] >= 0, 1, -1)

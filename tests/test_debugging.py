@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import ntkit
-from ntkit import attacks, networks, regression
+from ntkit import attacks, regression
 from ntkit.architectures import Architecture, AveragePool, Conv, Dense, Flatten
 from ntkit.attacks import L2, Linf
+from tests import flat
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -36,17 +37,17 @@ RNG_WEIGHTS = RNG.normal(size=(40, 2)).astype("f")
 
 def train(module, x) -> jax.Array:
     targets = np.resize(Y, (len(x), 2))
-    return networks.train(module, x, targets, key=KEY, steps=2, batch_size=3, log_every=1)(x)
+    return flat.train(module, x, targets, key=KEY, steps=2, batch_size=3, log_every=1)(x)
 
 
 def empirical(x) -> jax.Array:
     module = ntkit.fc(1).flax(2, 3)
     kernel = ntkit.empirical_ntk(module.apply, module.init(KEY, x))
-    return kernel.product(x, x, np.resize(Y, (len(x), 2))) + kernel(x)[:, :2]
+    return kernel.matmul(x, x, np.resize(Y, (len(x), 2))) + kernel(x)[:, :2]
 
 
 def distilled() -> np.ndarray:
-    return ntkit.distill.kip(FC, X, LABELS, key=KEY, per_class=1, steps=2, log_every=1).images
+    return flat.kip(FC, X, LABELS, key=KEY, per_class=1, steps=2, log_every=1).images
 
 
 DOES: dict[str, Callable[[], object]] = {
@@ -59,8 +60,8 @@ DOES: dict[str, Callable[[], object]] = {
     "training": lambda: train(ntkit.fc(1).flax(2, 4), X),
     "training with convolutions": lambda: train(ntkit.convnet(1).flax(2, 3), IMAGES),
     "empirical kernel": lambda: empirical(X),
-    "pgd": lambda: attacks.pgd(linear, X, LABELS, Linf(0.1), key=KEY, steps=2, restarts=2),
-    "square": lambda: attacks.square(linear, X, LABELS, L2(0.3), key=KEY, queries=5),
+    "pgd": lambda: attacks.PGD(Linf(0.1), steps=2, restarts=2)(linear, X, LABELS, key=KEY),
+    "square": lambda: attacks.Square(L2(0.3), queries=5)(linear, X, LABELS, key=KEY),
     "augmentation": lambda: ntkit.data.Augmentation(10.0, 1, True, 0.1)(KEY, jnp.asarray(IMAGES)),
     "preprocessing": lambda: ntkit.data.ZCA.fit(IMAGES).transform(ntkit.data.Standardize.fit(IMAGES).transform(IMAGES)),
     "distillation": distilled,

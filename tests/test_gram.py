@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import errno
 import itertools
 import json
@@ -16,9 +15,9 @@ import pytest
 from jax import random
 
 import ntkit
-from ntkit.gram import StoreWarning
-from ntkit.gram.tiles import cut
-from ntkit.kernels import Kernel
+from ntkit.grams import StoreWarning, blocks, store
+from ntkit.grams.tiles import cut
+from ntkit.kernels import Kernel, memory
 
 X1, X2 = random.normal(random.key(0), (7, 3)), random.normal(random.key(1), (4, 3))
 FC = ntkit.ntk(ntkit.fc(1))
@@ -81,16 +80,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_the_default_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
 
-    @jax.tree_util.register_dataclass
-    @dataclasses.dataclass(frozen=True)
+    @ntkit.pytree_dataclass
     class Recording(Kernel):
-        def pair_bytes(self, shape, itemsize):
-            return 2**30 // 9 if shape == (3,) and itemsize == 4 else 0
-
         def gram(self, x1, x2):
             shapes.append((len(x1), len(x1 if x2 is None else x2)))
             return x1 @ (x1 if x2 is None else x2).T
 
+    monkeypatch.setattr(memory, "BLOCK", 12 * 7 * 7 - 1)
+    monkeypatch.setattr(blocks, "SIDE", 3)
     np.testing.assert_allclose(ntkit.gram(Recording(), X1), X1 @ X1.T, rtol=1e-5)
     assert set(shapes) == {(3, 3)}
     shapes.clear()
@@ -138,7 +135,7 @@ class Stopped(BaseException):
 
 def stop_after(blocks: int, path: Path, **options) -> None:
     """Leave a store with so many finished blocks."""
-    from ntkit.gram.store import Store
+    from ntkit.grams.store import Store
 
     write = Store.write
 
@@ -156,7 +153,7 @@ def stop_after(blocks: int, path: Path, **options) -> None:
 
 
 def pending_bytes(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(sys.modules["ntkit.gram.store"], "PENDING_BYTES", count)
+    monkeypatch.setattr(store, "PENDING_BYTES", count)
 
 
 @pytest.mark.parametrize("x2", [None, np.asarray(X[:7] + 1)])
@@ -405,10 +402,10 @@ KILLS = """
 import os, random, signal, sys, time
 import numpy as np
 import ntkit
-from ntkit.gram.store import Store
+from ntkit.grams.store import Store
 
 store, log = sys.argv[1:]
-sys.modules["ntkit.gram.store"].PENDING_BYTES = 20 * 64
+ntkit.grams.store.PENDING_BYTES = 20 * 64
 x = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
 write = Store.write
 

@@ -303,18 +303,23 @@ def test_the_command_line_says_in_one_line_what_to_install(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_only_the_tests_of_neural_tangents_get_the_views(tmp_path: Path) -> None:
-    for name, marker in (("theirs", "class NeuralTangentsTestCase: pass"), ("ours", "")):
-        package = tmp_path / name / "tests" / "inner"
-        package.mkdir(parents=True)
-        for directory in (package, package.parent):
-            (directory / "__init__.py").touch()
-        (package.parent / "test_utils.py").write_text(f"import jax\n{marker}\n")
-        (package / "a_test.py").write_text("import jax\nsees_tree_map = hasattr(jax, 'tree_map')\n")
-    code = "import ntkit._neural_tangents; from tests.inner import a_test; print(a_test.sees_tree_map)"
-    for name, sees in (("theirs", "True"), ("ours", "False")):
+def test_the_tests_of_neural_tangents_see_the_views_and_nobody_else_s(tmp_path: Path) -> None:
+    package = tmp_path / "tests" / "inner"
+    package.mkdir(parents=True)
+    for directory in (package, package.parent):
+        (directory / "__init__.py").touch()
+    draws = "bool((jax.random.normal(key, (4,))[:2] == jax.random.normal(key, (2,))).all())"
+    code = f"import jax\nkey = jax.random.key(0)\nseen = hasattr(jax, 'tree_map'), {draws}\n"
+    (package / "a_test.py").write_text(code)
+    upstream = Path(__file__).parent / "upstream"
+    for plugin, seen in (("upstream_views", "(True, False)"), ("ntkit._neural_tangents", "(False, True)")):
         # With a safe path the tests in the current directory stay out of the way.
-        assert python(code, PYTHONPATH=str(tmp_path / name), PYTHONSAFEPATH="1").strip() == sees
+        found = python(
+            f"import {plugin}; from tests.inner import a_test; print(a_test.seen)",
+            PYTHONPATH=os.pathsep.join([str(tmp_path), str(upstream), str(Path(__file__).parents[1])]),
+            PYTHONSAFEPATH="1",
+        )
+        assert found.strip() == seen
 
 
 # Closed-form kernels.

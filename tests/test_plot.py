@@ -138,13 +138,13 @@ def test_columns():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"images": np.zeros((2, 64))}, r"images: expected \(n, height, width, channels\).* got shape \(2, 64\)"),
-        ({"images": np.zeros((2, 8, 8, 2))}, "images: expected .* 1 or 3 channels"),
-        ({"images": np.zeros((0, 8, 8, 1))}, "images: expected"),
-        ({"labels": np.zeros((3, 10))}, r"labels: expected soft labels \(2, C\) or .*, got shape \(3, 10\)"),
-        ({"labels": np.zeros(2)}, "labels: expected"),
-        ({"labels": [1, 2, 3]}, r"labels: expected integers \(2,\)"),
-        ({"classes": [0.5, 1.5]}, r"classes: expected integers \(2,\), got float64"),
+        ({"images": np.zeros((2, 64))}, r"images: got shape \(2, 64\), expected \(n, height, width, channels\)"),
+        ({"images": np.zeros((2, 8, 8, 2))}, r"images: got .*, expected .* 1 or 3 channels"),
+        ({"images": np.zeros((0, 8, 8, 1))}, "images: got .*, expected"),
+        ({"labels": np.zeros((3, 10))}, r"labels: got shape \(3, 10\), expected soft labels \(2, C\) or "),
+        ({"labels": np.zeros(2)}, "labels: got .*, expected"),
+        ({"labels": [1, 2, 3]}, r"labels: got .*, expected integers \(2,\)"),
+        ({"classes": [0.5, 1.5]}, r"classes: got float64 of shape \(2,\), expected integers \(2,\)"),
         ({"columns": 0}, "columns: got 0, expected an integer of at least 1"),
         ({"scale": "image "}, "scale: got 'image ', expected 'image', 'grid' or"),
         ({"scale": (1, 0)}, "scale: got"),
@@ -222,7 +222,7 @@ def test_save_is_atomic_and_repeatable(tmp_path):
     assert imread(io.BytesIO(first)).shape[1] == round(figure.get_figwidth() * figure.dpi)
     plot.save(figure, tmp_path / "a.pdf")
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
-    with pytest.raises(ValueError, match=r"path: expected an ending among .*png.* got '.*a\.what'"):
+    with pytest.raises(ValueError, match=r"path: got '.*a\.what', expected an ending among .*png"):
         plot.save(figure, tmp_path / "a.what")
     with pytest.raises(FileNotFoundError, match="none"):
         plot.save(figure, tmp_path / "none" / "a.png")

@@ -8,7 +8,7 @@ import pytest
 
 import ntkit
 from ntkit import _neural_tangents as nt
-from ntkit import regression
+from ntkit import data, regression
 from tests.precision import in_double
 from tests.solvers.gaussian import Gaussian
 
@@ -249,15 +249,15 @@ def test_accuracy_of_classes() -> None:
         return -((x - jnp.arange(3.0)) ** 2)
 
     for batch_size in (1, 5, 23, 100):
-        assert regression.accuracy(model, x, labels, batch_size=batch_size) == 20 / 23
+        assert data.accuracy(model, x, labels, batch_size=batch_size) == 20 / 23
         assert len(set(sizes)) == 1  # one shape, one compilation, the partial last batch included
         sizes.clear()
 
 
 def test_accuracy_of_one_output() -> None:
     x = np.array([[-2.0], [-1.0], [1.0], [2.0]], np.float32)
-    assert regression.accuracy(lambda x: x, x, np.array([-1, -1, 1, 1])) == 1
-    assert regression.accuracy(lambda x: x, x, np.array([-1, 1, 1, 1]), batch_size=3) == 0.75
+    assert data.accuracy(lambda x: x, x, np.array([-1, -1, 1, 1])) == 1
+    assert data.accuracy(lambda x: x, x, np.array([-1, 1, 1, 1]), batch_size=3) == 0.75
 
 
 def test_a_predictor_is_a_pytree() -> None:
@@ -288,13 +288,13 @@ def test_a_predictor_is_a_pytree() -> None:
         (lambda: regression.flow(ERF, X, Y, -1.0), "time: got -1.0, expected a number of at least 0"),
         (lambda: regression.flow(ERF, X, Y, np.nan), "time: got nan"),
         (lambda: regression.flow(ERF, X, Y, 1.0, learning_rate=-1), "learning_rate: got -1"),
-        (lambda: regression.accuracy(ERF, X, Y), r"labels: got float64 of shape \(6, 2\), expected integers"),
-        (lambda: regression.accuracy(ERF, X, np.zeros(5, int)), r"labels: got int64 of shape \(5,\)"),
-        (lambda: regression.accuracy(ERF, X[:0], np.zeros(0, int)), "x: got no inputs"),
-        (lambda: regression.accuracy(ERF, X, np.zeros(6, int), batch_size=0), "batch_size: got 0"),
-        (lambda: regression.accuracy(lambda x: x[:, 0], X, np.zeros(6, int)), r"model: got outputs of shape \(6,\)"),
-        (lambda: regression.accuracy(lambda x: x, X, np.full(6, 3)), "labels: got 3 to 3, expected 0 to 2"),
-        (lambda: regression.accuracy(lambda x: x[:, :1], X, np.arange(6) % 2), "one output expects labels −1 and"),
+        (lambda: data.accuracy(ERF, X, Y), r"labels: got float64 of shape \(6, 2\), expected integers"),
+        (lambda: data.accuracy(ERF, X, np.zeros(5, int)), r"labels: got int64 of shape \(5,\)"),
+        (lambda: data.accuracy(ERF, X[:0], np.zeros(0, int)), "x: got no inputs"),
+        (lambda: data.accuracy(ERF, X, np.zeros(6, int), batch_size=0), "batch_size: got 0"),
+        (lambda: data.accuracy(lambda x: x[:, 0], X, np.zeros(6, int)), r"model: got outputs of shape \(6,\)"),
+        (lambda: data.accuracy(lambda x: x, X, np.full(6, 3)), "labels: got 3 to 3, expected 0 to 2"),
+        (lambda: data.accuracy(lambda x: x[:, :1], X, np.arange(6) % 2), "one output expects labels −1 and"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:
@@ -305,7 +305,7 @@ def test_bad_arguments(call, message: str) -> None:
 
 def test_accuracy_of_a_broken_model() -> None:
     with pytest.raises(FloatingPointError, match="the model's outputs: not finite"):
-        regression.accuracy(lambda x: jnp.nan * x, X, np.zeros(6, int))
+        data.accuracy(lambda x: jnp.nan * x, X, np.zeros(6, int))
 
 
 @pytest.mark.parametrize("n", [4, 12])

@@ -1,27 +1,35 @@
 """Adversarial examples: attacks on any model that maps images to logits, and what is left of its accuracy."""
 
-from ntkit.attacks.adversary import Adversary, Preprocessed
-from ntkit.attacks.apgd import apgd
-from ntkit.attacks.autoattack import autoattack
+from ntkit.attacks.apgd import APGD
+from ntkit.attacks.attack import Attack
+from ntkit.attacks.autoattack import AutoAttack
 from ntkit.attacks.balls import L2, Ball, Linf
-from ntkit.attacks.evaluate import Evaluation, MaskedGradientsWarning, evaluate
-from ntkit.attacks.fab import fab
-from ntkit.attacks.gradient import fgsm, pgd
-from ntkit.attacks.square import square
+from ntkit.attacks.evaluation import Evaluation, MaskedGradientsWarning, evaluate
+from ntkit.attacks.fab import FAB
+from ntkit.attacks.goals import Goal
+from ntkit.attacks.pgd import FGSM, PGD
+from ntkit.attacks.randomized import Randomized
+from ntkit.attacks.shrinking import shrinking_loop
+from ntkit.attacks.square import Square
+from ntkit.attacks.task import Task, ascent
 
 __all__ = [
+    "APGD",
+    "FAB",
+    "FGSM",
     "L2",
-    "Adversary",
+    "PGD",
+    "Attack",
+    "AutoAttack",
     "Ball",
     "Evaluation",
+    "Goal",
     "Linf",
     "MaskedGradientsWarning",
-    "Preprocessed",
-    "apgd",
-    "autoattack",
+    "Randomized",
+    "Square",
+    "Task",
+    "ascent",
     "evaluate",
-    "fab",
-    "fgsm",
-    "pgd",
-    "square",
+    "shrinking_loop",
 ]

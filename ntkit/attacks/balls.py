@@ -29,21 +29,26 @@ SETTLING = 25
 
 @dataclasses.dataclass(frozen=True)
 class Ball(abc.ABC):
-    """The images no further than `radius` from one. A value: hashable, equal by norm and radius.
+    """The images no further than `radius` from one, and within bounds. A value: hashable, equal by its fields.
 
     Subclasses are [`Linf`][] and [`L2`][]. Each method takes a batch (n, …) and treats every image by itself, with a
-    key of its own where it draws, so that what comes out does not depend on the batch that an image is in.
+    key of its own where it draws, so that what comes out does not depend on the batch that an image is in. `radii` (n,)
+    gives each image a radius of its own.
 
-    **Fields:** `radius`: in the units of the pixels, above 0; for images in [0, 1] for example `8 / 255`.
+    **Fields:** `radius`: in the units of the pixels, above 0; for images in [0, 1] for example `8 / 255`. `bounds`:
+    (lowest, highest) of the pixels.
 
-    **Raises:** `ValueError` if the radius is not a finite number above 0.
+    **Raises:** `ValueError` that names the field.
     """
 
     radius: float
+    bounds: tuple[float, float] = (0.0, 1.0)
     norm: ClassVar[str]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "radius", check_positive("radius", self.radius, unit="units of the pixels"))
+        object.__setattr__(self, "bounds", _check_bounds(self.bounds))
+        self.check_radius("radius", self.radius)
 
     @abc.abstractmethod
     def size(self, perturbation: Float[Array, "n ..."]) -> Float[Array, " n"]:
@@ -58,28 +63,74 @@ class Ball(abc.ABC):
         """Give the step of norm 1 along which a linear function with this gradient grows most; 0 for none."""
 
     @abc.abstractmethod
-    def random(self, keys: Array, x: Float[Array, "n ..."], bounds: tuple[float, float]) -> Float[Array, "n ..."]:
-        """Give a point of each image's ball, uniformly drawn, and then brought into the bounds."""
+    def random(
+        self, keys: Array, x: Float[Array, "n ..."], radii: Array | None = None, mask: Array | None = None
+    ) -> Float[Array, "n ..."]:
+        """Give a point of each image's ball, uniformly drawn, and then brought into the bounds.
+
+        `mask` (n, …): which values may be drawn; the others stay.
+        """
 
     @abc.abstractmethod
-    def surface(self, keys: Array, x: Float[Array, "n ..."], bounds: tuple[float, float]) -> Float[Array, "n ..."]:
+    def surface(
+        self, keys: Array, x: Float[Array, "n ..."], radii: Array | None = None, mask: Array | None = None
+    ) -> Float[Array, "n ..."]:
         """Give a point on each ball's surface in a random direction, and then brought into the bounds."""
 
     @abc.abstractmethod
     def project(
-        self, x: Float[Array, "n ..."], candidate: Float[Array, "n ..."], bounds: tuple[float, float]
+        self, x: Float[Array, "n ..."], candidate: Float[Array, "n ..."], radii: Array | None = None
     ) -> Float[Array, "n ..."]:
         """Give the point of the ball around `x` next to `candidate`, then within the bounds, as is `x`."""
 
     @abc.abstractmethod
     def settle(
-        self, x: Float[Array, "n ..."], candidate: Float[Array, "n ..."], bounds: tuple[float, float]
+        self, x: Float[Array, "n ..."], candidate: Float[Array, "n ..."], radii: Array | None = None
     ) -> Float[Array, "n ..."]:
         """Give a point next to `candidate`, which was projected, inside the ball and the bounds, of the dtype of `x`.
 
         The numbers of that dtype may be farther apart than those of the candidate's. `x` may be beyond the bounds by
         less than the radius, which `project` does not expect.
         """
+
+    def check_radius(self, name: str, radius: float) -> None:
+        """Raise `ValueError` if a radius is so large that its unit must be another."""
+        low, high = self.bounds
+        if radius > self.largest:
+            raise ValueError(
+                f"{name}: got {radius:g}, expected at most {self.largest:g}, the range of the pixels' bounds "
+                f"({low:g}, {high:g}); is it in units of 255?"
+            )
+
+    @property
+    def largest(self) -> float:
+        """The largest radius that bounds anything."""
+        return math.inf
+
+    def radius_of(self, radii: Array | None, x: Array) -> Any:
+        """Give the radius: the number, or each image's own, as it broadcasts against images."""
+        return self.radius if radii is None else like(jnp.asarray(radii), x)
+
+    def check_pixels(self, name: str, x: Images) -> Images:
+        """Give images within the bounds: as they are, or clipped if they are beyond by rounding only.
+
+        **Raises:** `ValueError` that calls them `name` if they are beyond by more, unless they are traced.
+        """
+        if not traced(x):
+            # Not by JAX: here an array on a CPU is not copied, and nothing is compiled.
+            values = np.asarray(x)
+            least, most = float(values.min()), float(values.max())
+            excess = max(self.bounds[0] - least, most - self.bounds[1])
+            if excess <= 0:
+                return x
+            # What was standardized and back, for example, is beyond by a few units in the last place.
+            if not excess <= ROUNDINGS * float(jnp.finfo(values.dtype).eps) * max(map(abs, self.bounds)):
+                raise ValueError(
+                    f"{name}: got values from {least!r} to {most!r}, beyond by {excess:.2g}, expected pixels within "
+                    f"the bounds ({self.bounds[0]:g}, {self.bounds[1]:g}) of the ball; a model of preprocessed images "
+                    "is one of pixels by ntkit.data.of_pixels"
+                )
+        return x.clip(*within(self.bounds, x.dtype))
 
 
 class Linf(Ball):
@@ -96,24 +147,31 @@ class Linf(Ball):
     def steepest(self, gradient: Array) -> Array:
         return jnp.sign(gradient)
 
-    def random(self, keys: Array, x: Array, bounds: tuple[float, float]) -> Array:
-        return self.project(x, x + self.radius * _uniform(keys, x), bounds)
+    @property
+    def largest(self) -> float:
+        low, high = self.bounds
+        return high - low
 
-    def surface(self, keys: Array, x: Array, bounds: tuple[float, float]) -> Array:
-        noise = _uniform(keys, x)
-        return self.project(x, x + self.radius * noise / like(self.size(noise), x), bounds)
+    def random(self, keys: Array, x: Array, radii: Array | None = None, mask: Array | None = None) -> Array:
+        return self.project(x, x + self.radius_of(radii, x) * _masked(_uniform(keys, x), mask), radii)
 
-    def project(self, x: Array, candidate: Array, bounds: tuple[float, float]) -> Array:
-        radius = _at_most(self.radius, x.dtype)
+    def surface(self, keys: Array, x: Array, radii: Array | None = None, mask: Array | None = None) -> Array:
+        noise = _masked(_uniform(keys, x), mask)
+        size = like(self.size(noise), x)
+        size = size if mask is None else jnp.where(size > 0, size, 1)
+        return self.project(x, x + self.radius_of(radii, x) * noise / size, radii)
+
+    def project(self, x: Array, candidate: Array, radii: Array | None = None) -> Array:
+        radius = _at_most(self.radius_of(radii, x), x.dtype)
         candidate = jnp.clip(candidate, _toward(x, -radius), _toward(x, radius))
-        return jnp.clip(candidate, *within(bounds, x.dtype))
+        return jnp.clip(candidate, *within(self.bounds, x.dtype))
 
-    def settle(self, x: Array, candidate: Array, bounds: tuple[float, float]) -> Array:
+    def settle(self, x: Array, candidate: Array, radii: Array | None = None) -> Array:
         exact = x.astype(candidate.dtype)
-        radius = _at_most(self.radius, candidate.dtype)
+        radius = _at_most(self.radius_of(radii, x), candidate.dtype)
         low, high = (_rounded(_toward(exact, change), x) for change in (-radius, radius))
         # Between two numbers of a dtype rounding stays between them.
-        return jnp.clip(jnp.clip(candidate.astype(x.dtype), low, high), *within(bounds, x.dtype))
+        return jnp.clip(jnp.clip(candidate.astype(x.dtype), low, high), *within(self.bounds, x.dtype))
 
 
 class L2(Ball):
@@ -134,24 +192,26 @@ class L2(Ball):
         norm = like(self.size(scaled), gradient)
         return scaled / jnp.where(norm > 0, norm, 1)
 
-    def random(self, keys: Array, x: Array, bounds: tuple[float, float]) -> Array:
+    def random(self, keys: Array, x: Array, radii: Array | None = None, mask: Array | None = None) -> Array:
         length = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), x.dtype))(keys)
-        length = self.radius * length ** (1 / math.prod(x.shape[1:]))
-        return self.project(x, x + like(length, x) * self.steepest(_normal(keys, x)), bounds)
+        dimensions = math.prod(x.shape[1:]) if mask is None else jnp.maximum(jnp.sum(_flat(mask), axis=1), 1)
+        length = (self.radius if radii is None else radii) * length ** (1 / dimensions)
+        return self.project(x, x + like(length, x) * self.steepest(_masked(_normal(keys, x), mask)), radii)
 
-    def surface(self, keys: Array, x: Array, bounds: tuple[float, float]) -> Array:
-        return self.project(x, x + self.radius * self.steepest(_normal(keys, x)), bounds)
+    def surface(self, keys: Array, x: Array, radii: Array | None = None, mask: Array | None = None) -> Array:
+        direction = self.steepest(_masked(_normal(keys, x), mask))
+        return self.project(x, x + self.radius_of(radii, x) * direction, radii)
 
-    def project(self, x: Array, candidate: Array, bounds: tuple[float, float]) -> Array:
-        radius = self._safe_radius(x)
+    def project(self, x: Array, candidate: Array, radii: Array | None = None) -> Array:
+        radius = self._safe_radius(x, radii)
         change = candidate - x
         norm = like(self.size(change), x)
         scaled = change * jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1), 1)
-        return jnp.clip(_toward(x, scaled), *within(bounds, x.dtype))
+        return jnp.clip(_toward(x, scaled), *within(self.bounds, x.dtype))
 
-    def settle(self, x: Array, candidate: Array, bounds: tuple[float, float]) -> Array:
-        exact, radius = x.astype(candidate.dtype), self._safe_radius(candidate)
-        change, limits = candidate - exact, within(bounds, x.dtype)
+    def settle(self, x: Array, candidate: Array, radii: Array | None = None) -> Array:
+        exact, radius = x.astype(candidate.dtype), jnp.ravel(self._safe_radius(candidate, radii))
+        change, limits = candidate - exact, within(self.bounds, x.dtype)
 
         def point(share: Array) -> Array:
             return jnp.clip((exact + like(share, x) * change).astype(x.dtype), *limits)
@@ -168,16 +228,26 @@ class L2(Ball):
         zero = jnp.zeros(len(x), exact.dtype)
         return lax.fori_loop(0, SETTLING, halve, (zero, zero + 2, point(zero + 1), jnp.clip(x, *limits)))[3]
 
-    def _safe_radius(self, x: Array) -> Array:
+    def _safe_radius(self, x: Array, radii: Array | None) -> Array:
         # By how much the norm can come out too small: half of the rounding of each sum of two, a handful elsewhere.
         rounding = (math.log2(math.prod(x.shape[1:])) + 8) * jnp.finfo(x.dtype).eps
-        return _at_most(self.radius, x.dtype) * (1 - rounding)
+        return _at_most(self.radius_of(radii, x), x.dtype) * (1 - rounding)
 
 
-def check_ball(ball: object, bounds: Any) -> tuple[float, float]:
-    """Give bounds that are (lowest, highest) as floats; raise `ValueError` unless `ball` is one that fits into them."""
+def check_ball(name: str, ball: object) -> Ball:
+    """Give a ball, or raise `ValueError` that names the argument."""
     if not isinstance(ball, Ball):
-        raise wrong("ball", ball, "ntkit.attacks.Linf(radius) or L2(radius)")
+        raise wrong(name, ball, "ntkit.attacks.Linf(radius) or L2(radius)")
+    return ball
+
+
+def check_norm(name: str, ball: Ball) -> None:
+    """Raise `ValueError` unless a ball is one of the two norms that an attack knows."""
+    if not isinstance(ball, Linf | L2):
+        raise wrong(name, ball, "ntkit.attacks.Linf(radius) or L2(radius)")
+
+
+def _check_bounds(bounds: Any) -> tuple[float, float]:
     expected = "(lowest, highest) of the pixels, such as (0, 1)"
     several = isinstance(bounds, tuple | list) or (isinstance(bounds, np.ndarray | jax.Array) and bounds.ndim == 1)
     if not several or len(bounds) != 2:
@@ -188,35 +258,7 @@ def check_ball(ball: object, bounds: Any) -> tuple[float, float]:
         low = high = 0.0
     if not low < high:
         raise wrong("bounds", bounds, expected)
-    if isinstance(ball, Linf) and ball.radius > high - low:
-        raise ValueError(
-            f"ball: got a radius of {ball.radius:g}, expected at most {high - low:g}, the range of the pixels' bounds "
-            f"({low:g}, {high:g}); is it in units of 255?"
-        )
     return low, high
-
-
-def into_bounds(
-    name: str, x: Images, bounds: tuple[float, float], expected: str = "pixels within the bounds", hint: str = ""
-) -> Images:
-    """Give images within the bounds: as they are, or clipped if they are beyond by rounding only.
-
-    **Raises:** `ValueError` if they are beyond by more, unless they are traced.
-    """
-    if not traced(x):
-        # Not by JAX: here an array on a CPU is not copied, and nothing is compiled.
-        values = np.asarray(x)
-        least, most = float(values.min()), float(values.max())
-        excess = max(bounds[0] - least, most - bounds[1])
-        if excess <= 0:
-            return x
-        # What was standardized and back, for example, is beyond by a few units in the last place.
-        if not excess <= ROUNDINGS * float(jnp.finfo(values.dtype).eps) * max(map(abs, bounds)):
-            raise ValueError(
-                f"{name}: got values from {least!r} to {most!r}, beyond by {excess:.2g}, expected {expected} "
-                f"({bounds[0]:g}, {bounds[1]:g}){hint}"
-            )
-    return x.clip(*within(bounds, x.dtype))
 
 
 def within(bounds: tuple[float, float], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
@@ -225,9 +267,9 @@ def within(bounds: tuple[float, float], dtype: np.dtype) -> tuple[np.ndarray, np
     return -_at_most(-low, dtype), _at_most(high, dtype)
 
 
-def like(values: Array, x: Array) -> Array:
-    """Give one value for each image, (n,), the shape in which it broadcasts against images."""
-    return values.reshape(-1, *(1,) * (x.ndim - 1))
+def like(values: Any, x: Array) -> Any:
+    """Give one value for each image, (n,), the shape in which it broadcasts against images; a number as it is."""
+    return values if isinstance(values, int | float) else values.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _uniform(keys: Array, x: Array) -> Array:
@@ -238,12 +280,19 @@ def _normal(keys: Array, x: Array) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
+def _masked(values: Array, mask: Array | None) -> Array:
+    return values if mask is None else jnp.where(mask, values, 0)
+
+
 def _flat(a: Array) -> Array:
     return a.reshape(len(a), -1)
 
 
-def _at_most(value: float, dtype: np.dtype) -> np.ndarray:
-    """The largest number of a dtype that is no larger than a value."""
+def _at_most(value: Any, dtype: np.dtype) -> Any:
+    """The largest number of a dtype that is no larger than a value, or than each of several."""
+    if isinstance(value, jax.Array):
+        near = value.astype(dtype)
+        return jnp.where(near.astype(value.dtype) > value, jnp.nextafter(near, jnp.zeros_like(near)), near)
     rounded = np.asarray(value, dtype)
     return rounded if float(rounded) <= value else np.nextafter(rounded, np.asarray(-np.inf, dtype))
 

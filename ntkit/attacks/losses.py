@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ntkit.data.targets import cross_entropies, squared_errors, targets_of
+
 Loss: TypeAlias = Callable[[Array, Array], Array]
 
 # Logits within the one of each other are spread to the other.
@@ -45,14 +47,9 @@ def fooled(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"]) -> Arr
     return jnp.argmax(outputs, axis=1) != classes
 
 
-def clear(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"], clearance: Float[Array, " n"]) -> Array:
-    """Whether each output names another class than the true one, by a margin of at least `clearance`."""
-    return fooled(outputs, classes) & (margin(outputs, classes) >= clearance)
-
-
 def cross_entropy(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"]) -> Float[Array, " n"]:
     """Give −log softmax(z)_y; of one output log(1 + e^(−2 y f))."""
-    return -_of(classes, jax.nn.log_softmax(_pair(outputs)))
+    return cross_entropies(outputs, classes)
 
 
 def log_odds(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"]) -> Float[Array, " n"]:
@@ -76,10 +73,7 @@ def log_odds(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"]) -> F
 
 def mse(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"]) -> Float[Array, " n"]:
     """Give half the squared error against centred one-hot targets, or against −1 and +1 for one output."""
-    if outputs.shape[1] == 1:
-        return 0.5 * (outputs[:, 0] - (2 * classes - 1)) ** 2
-    targets = jax.nn.one_hot(classes, outputs.shape[1]) - 1 / outputs.shape[1]
-    return 0.5 * jnp.sum((outputs - targets) ** 2, axis=1)
+    return 0.5 * squared_errors(outputs, targets_of(classes, outputs.shape[1]))
 
 
 def margin(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"]) -> Float[Array, " n"]:
@@ -105,17 +99,6 @@ def targeted_dlr(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"], 
     lower = ordered[:, -3] if z.shape[1] == 3 else (ordered[:, -3] + ordered[:, -4]) / 2
     divisor = ordered[:, -1] - lower
     return difference / jnp.where(divisor > 0, divisor, 1)
-
-
-def spared(loss: Loss | None, before: Array, after: Array, classes: Int[Array, " n"]) -> Array:
-    """Whether outputs `after` an attack fool the model less than those `before`: by the class, and then by the loss.
-
-    Without a loss also where they do not fool it any more than these.
-    """
-    was, wrong = fooled(before, classes), fooled(after, classes)
-    if loss is None:
-        return was | ~wrong
-    return (was & ~wrong) | ((was == wrong) & (loss(before, classes) > loss(after, classes)))
 
 
 def likeliest(outputs: Float[Array, "n outputs"], classes: Int[Array, " n"]) -> Int[Array, "n others"]:

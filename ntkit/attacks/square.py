@@ -2,70 +2,83 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array
 
-from ntkit._checks import check_key, wrong
+from ntkit._checks import check_integer, check_number
 from ntkit._loops import fast_in_loops
-from ntkit.attacks._standing import while_any_stands
-from ntkit.attacks.balls import L2, Ball, Linf, like
-from ntkit.attacks.losses import clear, margin
-from ntkit.attacks.problem import BATCH_SIZE, Bounds, Model, check_options, problem
+from ntkit.attacks.attack import Attack
+from ntkit.attacks.balls import Linf, check_norm
+from ntkit.attacks.problem import Model
+from ntkit.attacks.shrinking import shrinking_loop
+from ntkit.attacks.task import Task
 
 # The share of pixels in a square is halved after these queries of 10,000 (Andriushchenko et al. 2020, section 5.1).
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 OF_QUERIES = 10_000
 
 
-def square(
-    model: Model,
-    x: Float[ArrayLike, "n ..."],
-    labels: Int[ArrayLike, " n"],
-    ball: Ball,
-    *,
-    key: Array,
-    bounds: Bounds = (0, 1),
-    queries: int = 5000,
-    share: float = 0.8,
-    batch_size: int = BATCH_SIZE,
-) -> Float[Array, "n ..."]:
+@dataclasses.dataclass(frozen=True)
+class Square(Attack):
     """Change one random square after the other to the ball's corners, and keep what makes the model worse: Square.
 
     Andriushchenko et al. 2020 (arXiv:1912.00049), algorithms 1 to 3. It needs no gradient and no derivative rule, so it
     shows whether a model that resists gradients is robust or only hides them. The model may also be a function of NumPy
     arrays.
 
-    **Arguments:**
+    **Fields:**
 
-    - `model`, `x`, `labels`, `ball`, `bounds`, `batch_size`: as in [`ntkit.attacks.pgd`][]. Of vectors (n, d) the
-      squares are segments.
-    - `key`: of every draw.
+    - `ball`: [`Linf`][ntkit.attacks.Linf] or [`L2`][ntkit.attacks.L2]. Of vectors (n, d) the squares are segments.
     - `queries`: evaluations of the model for each image, at most: none once the model is wrong about it.
     - `share`: the share of pixels in the first squares; it falls as in the paper.
 
-    **Returns:** images as `x`, each inside its ball and the bounds, of the largest margin found.
+    Of each image the one of the largest margin is kept.
 
-    **Raises:** as [`ntkit.attacks.pgd`][].
+    **Raises:** `ValueError` that names the field.
     """
-    queries, share = check_options(queries=queries, share=share)
-    check_key("key", key)
-    if not isinstance(ball, Linf | L2):
-        raise wrong("ball", ball, "ntkit.attacks.Linf(radius) or L2(radius)")
-    found = problem(model, x, labels, ball, bounds, gradient=False, batch_size=batch_size)
-    how = _How(ball, found.bounds, queries, share)
-    return found.solve(functools.partial(_square, how), key, batch_size, margin)
 
+    queries: int = dataclasses.field(default=5000, kw_only=True)
+    share: float = dataclasses.field(default=0.8, kw_only=True)
+    needs_gradient: ClassVar[bool] = False
 
-class _How(NamedTuple):
-    ball: Ball
-    bounds: Bounds
-    queries: int
-    share: float
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_norm("ball", self.ball)
+        object.__setattr__(self, "queries", check_integer("queries", self.queries))
+        object.__setattr__(self, "share", check_number("share", self.share, above=0, most=1))
+
+    def perturb(self, model: Model, task: Task) -> tuple[Array, Array]:
+        shape = task.x.shape
+        if len(shape) == 2:
+            # A vector is an image of one column.
+            mask = None if task.mask is None else task.mask[:, :, None, None]
+            task = dataclasses.replace(task, x=task.x[:, :, None, None], mask=mask)
+        sizes = jnp.asarray(sides(self.queries, self.share, task.x.shape[1:3]))
+        start, propose = (_linf, _change_linf) if isinstance(self.ball, Linf) else (_l2, _change_l2)
+        own = 0 if task.radii is not None else None
+
+        def evaluate(task: Task, candidate: Array) -> tuple[Array, Array]:
+            outputs = fast_in_loops(model)(candidate.reshape(-1, *shape[1:]))
+            return task.goal.margin(outputs), task.reached(outputs)
+
+        def step(i: Array, task: Task, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            current, worst, done = state
+            change = jax.vmap(propose, (own, None, 0, 0, 0))
+            candidate = task.project(change(task.radius_each, sizes[i], task.own_keys(i), task.x, current))
+            margins, wrong = evaluate(task, candidate)
+            better = ~done & (wrong | (margins > worst))
+            return task.keep(~better, current, candidate), jnp.maximum(margins, worst), done | wrong
+
+        begin = task.project(jax.vmap(start, (own, 0, 0))(task.radius_each, task.keys, task.x))
+        worst, wrong = evaluate(task, begin)
+        state = (task.keep(task.done, task.x, begin), worst, task.done | wrong)
+        found, _, done = shrinking_loop(step, lambda state: state[2], task, state, self.queries, first=1)
+        return found.reshape(shape), done
 
 
 def shares(queries: int, share: float) -> np.ndarray:
@@ -82,37 +95,6 @@ def sides(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarray:
         return np.maximum(1, np.minimum(np.rint(area)[:, None], shape)).astype(np.int32)
     side = np.maximum(1, np.minimum(np.rint(np.sqrt(area)), min(shape)))
     return np.stack([side, side], axis=1).astype(np.int32)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _square(
-    how: _How, model: Any, x: Array, classes: Array, keys: Array, done: Array, clearance: Array
-) -> tuple[Array, Array]:
-    images = x if x.ndim == 4 else x[:, :, None, None]
-    sizes = jnp.asarray(sides(how.queries, how.share, images.shape[1:3]))
-    start, propose = (_linf, _change_linf) if isinstance(how.ball, Linf) else (_l2, _change_l2)
-
-    def evaluate(candidate: Array, classes: Array, clearance: Array) -> tuple[Array, Array]:
-        outputs = fast_in_loops(model)(candidate.reshape(-1, *x.shape[1:]))
-        return margin(outputs, classes), clear(outputs, classes, clearance)
-
-    def step(
-        i: Array, fixed: tuple[Array, Array, Array, Array], state: tuple[Array, Array, Array]
-    ) -> tuple[Array, Array, Array]:
-        (images, classes, clearance, keys), (current, worst, done) = fixed, state
-        own = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
-        one = functools.partial(propose, how.ball.radius, sizes[i])
-        candidate = how.ball.project(images, jax.vmap(one)(own, images, current), how.bounds)
-        margins, wrong = evaluate(candidate, classes, clearance)
-        better = ~done & (wrong | (margins > worst))
-        return jnp.where(like(better, images), candidate, current), jnp.maximum(margins, worst), done | wrong
-
-    begin = how.ball.project(images, jax.vmap(functools.partial(start, how.ball.radius))(keys, images), how.bounds)
-    worst, wrong = evaluate(begin, classes, clearance)
-    state = (jnp.where(like(done, images), images, begin), worst, done | wrong)
-    fixed = (images, classes, clearance, keys)
-    found, _, done = while_any_stands(step, lambda state: state[2], fixed, state, how.queries, first=1)
-    return found.reshape(x.shape), done
 
 
 def _linf(radius: float, key: Array, x: Array) -> Array:

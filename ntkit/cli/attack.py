@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntkit import plot, regression
-from ntkit.attacks import Adversary, Preprocessed
+from ntkit import attacks, data, plot, regression
 from ntkit.cli.memory import check_gram, check_network
 from ntkit.cli.options import (
     CNNS,
+    OPTIMIZERS,
+    AttackName,
     BallOptions,
     DataOptions,
     NetworkName,
@@ -25,6 +25,7 @@ from ntkit.cli.options import (
     RunOptions,
     config_of,
     make_architectures,
+    make_attack,
     make_kernels,
     make_key,
     make_network,
@@ -33,16 +34,21 @@ from ntkit.cli.options import (
     vacant_run,
 )
 from ntkit.cli.ranges import AttackSteps, Count, Integers, Rate, Time
-from ntkit.cli.tables import print_table
-from ntkit.data import Preprocessing, Split, one_hot
+from ntkit.cli.tables import finish
+from ntkit.data import Preprocessing, Split, of_pixels, one_hot
 from ntkit.kernels import Kernel
 from ntkit.networks.training import Module
-from ntkit.networks.transfer import Row, random_noise, transfer, transfer_rows
-from ntkit.runs import Run, atomic_write, progress
+from ntkit.networks.transferring import Row, random_noise, transfer, transfer_rows
+from ntkit.runs import Result, Share, progress
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
 # What the kinds of images are called in tables and pictures.
 NAMES = {"clean": "clean", "noise": "noise", "kernel": "kernel-crafted", "white_box": "white-box"}
+CAPTIONS = {
+    "accuracy": "Accuracy",
+    "transfer": "Accuracy of the networks",
+    "examples": "Examples crafted on the kernel",
+}
 # Images in the picture of clean and adversarial ones.
 SHOWN = 8
 
@@ -51,7 +57,7 @@ SHOWN = 8
 class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
     """Craft adversarial examples on a kernel predictor, without training, and show them to networks trained later."""
 
-    attack: Literal["fgsm", "pgd", "apgd", "fab", "square", "autoattack"] = "pgd"
+    attack: AttackName = "pgd"
     """Attack on the kernel predictor, and for comparison on each network itself."""
 
     steps: AttackSteps | None = None
@@ -117,13 +123,13 @@ class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
         out = self.out or vacant_run(self.dataset, "attack", self.attack, self.architecture)
         with new_run(out, config_of(self, ("out",))) as run:
             crafted = self._craft(kernels[0], adversary, task, key_craft)
-            _write_examples(run, task, crafted)
-            found = self._shown(run, crafted, adversary, task, modules, key_networks)
-            title = f"{self.dataset}, {self.attack} in {_in_words(adversary)}"
-            _write_report(run, title, task, crafted, found)
-            print_table(title, _table(crafted, found))
-            files = "report.html, results.json, adversarial.npz, transfer.png, examples.png"
-            print(f"{run.path}: {files} ({time.monotonic() - started:.0f} s)")
+            title = f"{self.dataset}, {self.attack} in {adversary.ball.norm} of {adversary.ball.radius:g}"
+            run.write(_result(title, task, crafted, []))
+            table: list[Row] = []
+            for rows in self._shown(crafted, adversary, task, modules, key_networks):
+                table += rows
+                run.write(_result(title, task, crafted, table))
+            finish(run, _result(title, task, crafted, table), started)
 
     @property
     def _learning_rate(self) -> float:
@@ -138,13 +144,10 @@ class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
             if not getattr(self, name):
                 raise ValueError(f"{name}: got none, expected at least one")
 
-    def _adversary(self) -> Adversary:
-        options: dict[str, Any] = {name: getattr(self, name) for name in ("steps", "restarts")}
-        options = {name: value for name, value in options.items() if value is not None}
-        if self.attack == "pgd":
-            # What the kernel is just wrong about is too little to fool another model.
-            options["stop_early"] = False
-        return Adversary(self.attack, self.ball, **options)
+    def _adversary(self) -> attacks.Attack:
+        # What the kernel is just wrong about is too little to fool another model.
+        stop_early = False if self.attack == "pgd" else None
+        return make_attack(self.attack, self.ball, steps=self.steps, restarts=self.restarts, stop_early=stop_early)
 
     def _task(self, prepared: Prepared, key: jax.Array) -> _Task:
         dataset = prepared.dataset
@@ -156,7 +159,8 @@ class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
         key_train, key_test = jax.random.split(key)
         train = _chosen(dataset.train, classes, self.train_limit, key_train)
         test = _chosen(dataset.test, classes, self.test_limit, key_test)
-        return _Task(classes, train, test, prepared.preprocessing, [dataset.class_names[each] for each in classes])
+        names = [dataset.class_names[each] for each in classes]
+        return _Task(classes, train, test, prepared.preprocessing, names, prepared.visible)
 
     def _modules(self, task: _Task) -> dict[str, Module]:
         """Give the networks, by their names in the table."""
@@ -169,7 +173,7 @@ class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
                 found[name if width is None else f"{name}, width {width}"] = module
         return found
 
-    def _craft(self, kernel: Kernel, adversary: Adversary, task: _Task, key: jax.Array) -> _Crafted:
+    def _craft(self, kernel: Kernel, adversary: attacks.Attack, task: _Task, key: jax.Array) -> _Crafted:
         images = task.preprocessing.transform(task.train.images)
         name = f"{self.kernel} of {make_architectures(self)[0].name}"
         if self.time is None:
@@ -178,28 +182,26 @@ class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
         else:
             name = f"{name}, time {self.time:g}"
             predictor = regression.flow(kernel, images, task.targets, self.time)
-        model = Preprocessed(predictor, task.preprocessing)
+        model = of_pixels(predictor, task.preprocessing)
         x = jnp.asarray(task.test.images)
         key_attack, key_noise = jax.random.split(key)
         examples = {
             "noise": np.asarray(random_noise(x, adversary.ball, key=key_noise)),
-            "kernel": np.asarray(adversary(model, x, task.labels, key_attack)),
+            "kernel": np.asarray(adversary(model, x, task.labels, key=key_attack)),
         }
         shown = {"clean": task.test.images, **examples}
-        accuracies = {of: regression.accuracy(model, these, task.labels) for of, these in shown.items()}
+        accuracies = {of: data.accuracy(model, these, task.labels) for of, these in shown.items()}
         return _Crafted(name, examples, accuracies)
 
     def _shown(
         self,
-        run: Run,
         crafted: _Crafted,
-        adversary: Adversary,
+        adversary: attacks.Attack,
         task: _Task,
         modules: Mapping[str, Module],
         key: jax.Array,
-    ) -> list[Row]:
-        """Train the networks, and show them the examples."""
-        table: list[Row] = []
+    ) -> Iterator[list[Row]]:
+        """Train the networks of one kind after the other, and show them the examples."""
         done = 0
         with progress(len(modules) * self.network_seeds, "networks") as bar:
             for name, module in modules.items():
@@ -207,7 +209,7 @@ class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
                 for seed in range(self.network_seeds):
                     found.append(
                         transfer(
-                            module,
+                            of_pixels(module, task.preprocessing),
                             task.train.images,
                             task.targets,
                             task.test.images,
@@ -216,9 +218,7 @@ class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
                             adversaries={"white_box": adversary},
                             steps=self.network_steps,
                             key=jax.random.fold_in(key, seed),
-                            preprocessing=task.preprocessing,
-                            optimizer=self.network_optimizer,
-                            learning_rate=self._learning_rate,
+                            optimizer=OPTIMIZERS[self.network_optimizer](self._learning_rate),
                             loss=self.network_loss,
                             batch_size=self.network_batch,
                             centred=self.centred,
@@ -226,11 +226,7 @@ class Attack(RunOptions, DataOptions, RegressionOptions, BallOptions):
                     )
                     done += 1
                     bar.update(done)
-                table += transfer_rows(name, found)
-                content = {"kernel": {"model": crafted.model, "accuracy": crafted.accuracy}, "networks": table}
-                with atomic_write(run.path / "results.json", "w") as file:
-                    file.write(json.dumps(content, indent=2) + "\n")
-        return table
+                yield transfer_rows(name, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +238,7 @@ class _Task:
     test: Split
     preprocessing: Preprocessing
     class_names: Sequence[str]
+    visible: bool
 
     @property
     def outputs(self) -> int:
@@ -279,62 +276,38 @@ def _chosen(split: Split, classes: Sequence[int], limit: int, key: jax.Array) ->
     return Split(split.images[kept], labels).choice(limit, key)
 
 
-def _in_words(adversary: Adversary) -> str:
-    return f"{adversary.ball.norm} of {adversary.ball.radius:g}"
-
-
-def _table(crafted: _Crafted, found: Sequence[Row]) -> list[dict[str, str]]:
-    """Write the accuracies as people read them: percent, and ± with what was repeated."""
-    first = {"model": crafted.model, "steps": ""}
-    table = [first | {title: _percent([crafted.accuracy.get(of)]) for of, title in NAMES.items()}]
+def _result(title: str, task: _Task, crafted: _Crafted, found: Sequence[Row]) -> Result:
+    """Put together what is known so far."""
+    first: dict[str, Any] = {"model": crafted.model, "steps": None}
+    rows = [first | {name: Share(crafted.accuracy[of]) for of, name in NAMES.items() if of in crafted.accuracy}]
     for row in found:
-        cells = {title: _percent(row["accuracy"][of]) for of, title in NAMES.items()}
-        table.append({"model": row["network"], "steps": f"{row['steps']:,}", **cells})
-    return table
-
-
-def _percent(values: Sequence[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
-    if not known:
-        return ""
-    return f"{np.mean(known):.1f}" + (f" ± {np.std(known):.1f}" if len(known) > 1 else "")
-
-
-def _write_examples(run: Run, task: _Task, crafted: _Crafted) -> None:
-    """Write the crafted images, and a picture of some of them."""
+        cells = {name: Share(*row["accuracy"][of]) for of, name in NAMES.items()}
+        rows.append({"model": row["network"], "steps": row["steps"], **cells})
+    last = rows[-1]
+    summary = {f"{last['model']}, {name}": last[name] for name in NAMES.values() if name in last}
     clean, adversarial = task.test.images, crafted.examples["kernel"]
-    labels = np.asarray(task.classes)[task.test.labels]
-    with atomic_write(run.path / "adversarial.npz") as file:
-        np.savez_compressed(file, clean=clean, adversarial=adversarial, labels=labels)
+    return Result(
+        title,
+        summary,
+        {"accuracy": rows},
+        {"examples": _pictures(clean, adversarial)}
+        | ({"transfer": plot.transfer(found, names=NAMES)} if found else {}),
+        {"clean": clean, "adversarial": adversarial, "labels": np.asarray(task.classes)[task.test.labels]},
+        CAPTIONS,
+    )
+
+
+def _pictures(clean: np.ndarray, adversarial: np.ndarray) -> Any:
+    """Draw some images, how they were changed, and what came of them."""
     change = adversarial[:SHOWN] - clean[:SHOWN]
     # Within grey tones that differ from the page.
     factor = 0.4 / (float(np.max(np.abs(change))) or 0.4)
     pictures = np.concatenate([clean[:SHOWN], 0.5 + factor * change, adversarial[:SHOWN]])
     count = len(change)
-    grid = plot.image_grid(
+    return plot.image_grid(
         pictures,
         classes=np.repeat(np.arange(3), count),
         class_names=["clean", f"perturbation × {factor:.2g}", "adversarial"],
         columns=count,
         scale=(0.0, 1.0),
-    )
-    plot.save(grid, run.path / "examples.png")
-
-
-def _write_report(run: Run, title: str, task: _Task, crafted: _Crafted, found: Sequence[Row]) -> None:
-    figure = plot.transfer(found, names=NAMES)
-    plot.save(figure, run.path / "transfer.png")
-    last = found[-1]
-    summary = {f"kernel, {NAMES[of]}": f"{100 * value:.1f} %" for of, value in crafted.accuracy.items()}
-    summary |= {
-        f"{last['network']}, {NAMES[of]}": f"{100 * np.mean(values):.1f} %" for of, values in last["accuracy"].items()
-    }
-    run.report(
-        title=title,
-        summary=summary,
-        tables={"Accuracy in percent": _table(crafted, found)},
-        figures={
-            "Accuracy of the networks": run.path / "transfer.png",
-            "Examples crafted on the kernel": run.path / "examples.png",
-        },
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import shlex
 import time
 import warnings
@@ -18,7 +17,7 @@ import numpy as np
 import tyro
 
 from ntkit import distill, plot
-from ntkit.attacks import Adversary
+from ntkit.attacks import Attack
 from ntkit.cli.distributed import DISTRIBUTED, DistributedOptions
 from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
@@ -31,6 +30,7 @@ from ntkit.cli.options import (
     hyper_parameters,
     made_run,
     make_adversary,
+    make_architectures,
     make_augmentation,
     make_kernels,
     make_key,
@@ -42,15 +42,14 @@ from ntkit.cli.ranges import Count, Integers, Rate, Time
 from ntkit.cli.robustness import (
     ROBUSTNESS,
     RobustnessOptions,
-    robustness_in_words,
+    robustness,
     robustness_networks,
-    robustness_table,
-    robustness_title,
 )
-from ntkit.cli.tables import accuracy_table, in_words, print_table
-from ntkit.distill import Distilled
+from ntkit.cli.tables import finish
+from ntkit.data import Split
+from ntkit.distill import Distilled, compare_with_real
 from ntkit.kernels import Kernel
-from ntkit.runs import Interrupted, Run, atomic_write
+from ntkit.runs import Interrupted, Result, Run, Session
 from ntkit.runs.interruption import interrupt_in
 
 # What says where a run is or how it is watched, not what it computes.
@@ -62,7 +61,7 @@ _CLEAN = "clean"
 
 @dataclasses.dataclass(frozen=True)
 class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, RobustnessOptions, DistributedOptions):
-    """Distil a data set with KIP: learn a few images on which kernel regression predicts the whole set.
+    """Distil a data set with KIP, RFAD or FRePo: learn a few images on which a regression predicts the whole set.
 
     With --adversary pgd it is adv-KIP, which learns from attacked images; the same distillation without an adversary
     follows, and a table of what is left of the accuracies of both under attack.
@@ -70,6 +69,14 @@ class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, Robu
 
     per_class: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 1
     """Distilled images of each class."""
+
+    learner: Literal["kip", "rfad", "frepo", "rcig", "rat_bptt"] = "kip"
+    """What is fitted on the set: "kip": the kernel; "rfad": random features of it, for which a ridge of 0.005 is
+    usual; "frepo" and "rcig": features of networks of its architecture that train on the set; "rat_bptt": such
+    networks themselves."""
+
+    learner_width: Count = 128
+    """Units or channels of the networks of learners other than "kip"."""
 
     steps: Annotated[int, Integers(0)] = 1000
     """Gradient steps."""
@@ -93,7 +100,10 @@ class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, Robu
     """Learn the labels too; otherwise they stay centred one-hot vectors."""
 
     learn_kernel: bool = False
-    """Learn the kernel's W_std and b_std of each layer too."""
+    """Learn the kernel's W_std and b_std of each layer too; with "kip"."""
+
+    learn_temperature: bool = False
+    """Learn the temperature of the loss "cross_entropy" too."""
 
     loss: Literal["mse", "cross_entropy"] = "mse"
     """Loss on the target batch."""
@@ -181,34 +191,51 @@ class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, Robu
         run: Run | None,
         prepared: Prepared,
         kernels: list[Kernel],
-        adversary: Adversary | None,
-        kip: Callable[[Run | None, Adversary | None], Distilled],
+        adversary: Attack | None,
+        kip: Callable[[Run | None, Attack | None], Distilled],
     ) -> None:
         started = time.monotonic()
         modules = {} if adversary is None else robustness_networks(self, prepared)
         distilled = kip(run, adversary)
         # In all processes, though one writes it: none may wait for long when the others have ended.
-        rows = accuracy_table(self, prepared, distilled, self.per_class, self.full_set_limit)
-        robust: list[dict[str, Any]] = []
+        result = compared(self, prepared, kernels, distilled, self.full_set_limit)
+        clean: Distilled | None = None
         if adversary is not None:
             with contextlib.ExitStack() as stack:
                 with self.group().together():
                     clean_run = None if run is None else stack.enter_context(run_within(run, _CLEAN))
                 clean = kip(clean_run, None)
             sets = {"adv-KIP": distilled, "KIP": clean}
-            robust = robustness_table(self, prepared, sets, kernels, modules, adversary, self.full_set_limit)
+            attacked = robustness(self, prepared, sets, kernels[0], modules, adversary, self.full_set_limit)
+            captions = {**result.captions, "robustness": attacked.title}
+            result = dataclasses.replace(result, tables={**result.tables, **attacked.tables}, captions=captions)
         if run is None:
             return
         metadata: dict[str, Any] = {"config": run.config, "versions": run.versions}
         if self.learn_kernel:
             metadata["kernels"] = hyper_parameters(distilled.kernel)
-        distilled = dataclasses.replace(distilled, metadata=metadata)
-        write_results(run, prepared, distilled, rows, f"{self.per_class} per class", robust)
-        print_table(f"{self.dataset}: kernel regression", in_words(rows))
-        if adversary is not None:
+        if clean is not None:
             clean.save(run.path / _CLEAN / "distilled.npz")
-            print_table(f"{self.dataset}: {robustness_title(self, prepared, adversary)}", robustness_in_words(robust))
-        print(f"{run.path}: report.html, distilled.npz, distilled.png ({time.monotonic() - started:.0f} s)")
+        finish_set(run, prepared, dataclasses.replace(distilled, metadata=metadata), result, started)
+
+    def _learner(self, kernels: list[Kernel], classes: int) -> distill.Learner:
+        if self.learner == "kip":
+            if self.learner_width != Distill.learner_width:
+                raise ValueError(
+                    f"learner_width: got {self.learner_width}, expected another learner than kip beside it"
+                )
+            return distill.KIP(kernels[0] if len(kernels) == 1 else kernels, ridge=self.ridge)
+        if len(kernels) > 1:
+            raise ValueError(f"depth: got {self.depth}, expected one with --learner {self.learner}")
+        if self.learn_kernel:
+            raise ValueError(f"learn_kernel: got True, expected --learner kip beside it, not {self.learner}")
+        (architecture,) = make_architectures(self)
+        if self.learner == "rfad":
+            return distill.RFAD(architecture, width=self.learner_width, ridge=self.ridge, get=self.kernel)
+        module = architecture.flax(classes, self.learner_width)
+        if self.learner == "rat_bptt":
+            return distill.RaTBPTT(module)
+        return {"frepo": distill.FRePo, "rcig": distill.RCIG}[self.learner](module, ridge=self.ridge)
 
     def _kip(
         self,
@@ -217,33 +244,38 @@ class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, Robu
         key: jax.Array,
         optimizer: Any,
         run: Run | None,
-        adversary: Adversary | None,
+        adversary: Attack | None,
     ) -> Distilled:
         # A ball is one of pixels; without an adversary the data set is preprocessed but once.
         pixels = adversary is not None
-        return distill.kip(
-            kernels[0] if len(kernels) == 1 else kernels,
+        return distill.distill(
+            self._learner(kernels, prepared.num_classes),
             prepared.dataset.train.images if pixels else prepared.train_images,
             prepared.dataset.train.labels,
             per_class=self.per_class,
             steps=self.steps,
             key=key,
-            num_classes=prepared.num_classes,
-            init=self.init,
-            learn_labels=self.learn_labels,
-            learn_kernel=self.learn_kernel,
-            optimizer=optimizer,
-            target_batch=self.target_batch,
-            support_batch=self.support_batch,
-            augment=make_augmentation(self.augment),
+            support=distill.Support(
+                init=self.init,
+                learn=(
+                    "images",
+                    *("labels",) * self.learn_labels,
+                    *("kernel",) * self.learn_kernel,
+                    *("temperature",) * self.learn_temperature,
+                ),
+                batch=self.support_batch,
+            ),
+            targets=distill.Targets(
+                batch=self.target_batch,
+                augment=make_augmentation(self.augment),
+                preprocessing=prepared.preprocessing if pixels else None,
+                loss=self.loss,
+            ),
             adversary=adversary,
-            preprocessing=prepared.preprocessing if pixels else None,
-            loss=self.loss,
-            ridge=self.ridge,
-            log_every=self.log_every,
-            run=run,
-            checkpoint_every=self.checkpoint_every,
-            show_progress=True,
+            optimizer=optimizer,
+            session=Session(
+                run=run, log_every=self.log_every, checkpoint_every=self.checkpoint_every, show_progress=True
+            ),
             mesh=self.mesh(),
         )
 
@@ -279,43 +311,43 @@ def run_within(run: Run, name: str) -> Iterator[Run]:
             yield made
 
 
-def write_results(
-    run: Run,
+def compared(
+    options: Any,
     prepared: Prepared,
+    kernels: Sequence[Kernel],
     distilled: Distilled,
-    rows: list[dict[str, Any]],
-    title: str,
-    robust: Sequence[dict[str, Any]] = (),
-) -> None:
-    """Write the distilled set, its pictures and the report into the run directory."""
+    limit: int,
+    name: str = "distilled",
+) -> Result:
+    """Compare a set with real images, under the names that the options give its kernels."""
+    names = [architecture.name for architecture in make_architectures(options)]
+    result = compare_with_real(
+        distilled,
+        dict(zip(names, kernels, strict=True)),
+        Split(prepared.train_images, prepared.dataset.train.labels),
+        Split(prepared.test_images, prepared.dataset.test.labels),
+        ridge=options.ridge,
+        limit=limit,
+        name=name,
+    )
+    return dataclasses.replace(result, title=f"{prepared.dataset.name}: {result.title}")
+
+
+def finish_set(run: Run, prepared: Prepared, distilled: Distilled, result: Result, started: float) -> None:
+    """Write a distilled set, its pictures and the result into the run directory, and print the tables."""
     distilled.save(run.path / "distilled.npz")
-    classes = np.repeat(np.arange(prepared.num_classes), len(distilled.images) // prepared.num_classes)
-    grid = plot.image_grid(
-        prepared.pictures(distilled.images),
-        distilled.labels,
-        classes=classes,
-        class_names=prepared.dataset.class_names,
-    )
-    plot.save(grid, run.path / "distilled.png")
-    figures: dict[str, Any] = {"Distilled images and their labels": run.path / "distilled.png"}
-    metrics = run.metrics()
-    if metrics:
-        plot.save(plot.history(metrics), run.path / "history.png")
-        figures["History"] = run.path / "history.png"
-    with atomic_write(run.path / "results.json", "w") as file:
-        file.write(json.dumps(rows, indent=2) + "\n")
-    written = in_words(rows)
-    tables = {"Kernel regression": written}
-    if robust:
-        with atomic_write(run.path / "robustness.json", "w") as file:
-            file.write(json.dumps(robust, indent=2) + "\n")
-        tables["What is left under attack"] = robustness_in_words(robust)
-    run.report(
-        title=f"{prepared.dataset.name}, {title}",
-        summary={row["images"]: row["test accuracy"] for row in written},
-        tables=tables,
-        figures=figures,
-    )
+    figures = {}
+    if prepared.visible:
+        figures["distilled"] = plot.image_grid(
+            prepared.pictures(distilled.images),
+            distilled.labels,
+            classes=np.repeat(np.arange(prepared.num_classes), len(distilled.images) // prepared.num_classes),
+            class_names=prepared.dataset.class_names,
+        )
+    if metrics := run.metrics():
+        figures["history"] = plot.history(metrics)
+    captions = {**result.captions, "distilled": "Distilled images and their labels"}
+    finish(run, dataclasses.replace(result, figures=figures, captions=captions), started, "distilled.npz")
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -12,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntkit import networks, plot, regression
-from ntkit.attacks import Adversary, Preprocessed
+from ntkit import data, networks, plot
+from ntkit.attacks import PGD, Attack
 from ntkit.cli.memory import check_gram, check_network
 from ntkit.cli.options import (
+    ADVERSARIES,
     CNNS,
+    OPTIMIZERS,
+    AdversaryName,
     AdversaryOptions,
     DataOptions,
     KernelOptions,
@@ -32,27 +34,31 @@ from ntkit.cli.options import (
     vacant_run,
 )
 from ntkit.cli.ranges import Count, Integers, Rate, TrainingSteps
-from ntkit.cli.tables import print_table
-from ntkit.data import Split, one_hot
+from ntkit.cli.tables import finish
+from ntkit.data import Split, of_pixels, one_hot
 from ntkit.networks import Dynamics as KernelDynamics
 from ntkit.networks import Linearization
 from ntkit.networks.training import Module
-from ntkit.runs import Run, atomic_write
+from ntkit.runs import Result, Share
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
 # Numbers of the largest eigenvalues whose share is given.
 SHARES = (10, 20)
 # Croce & Hein 2020 evaluate with PGD of as many steps before they show what AutoAttack leaves of it.
 PGD_STEPS = 20
-ACCURACY = "Accuracy in percent"
-LINEARIZED = f"{ACCURACY}; linearized: at that step, and trained from there to the end"
+CAPTIONS = {
+    "metrics": "Metrics (moved: distance from the first kernel; speed: per step; top: share of Σ λ²)",
+    "accuracy": "Accuracy; linearized: at that step, and trained from there to the end",
+    "rotation": "Rotation of the kernel and its parts, in degrees, and its norm",
+    "dynamics": "The kernel on its way",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Dynamics(RunOptions, DataOptions, AdversaryOptions):
     """Train a network, standard and adversarially, and follow its tangent kernel."""
 
-    adversary: Literal["fgsm", "pgd", "apgd"] = "pgd"
+    adversary: AdversaryName = "pgd"
     """Attack of each batch through the current network in adversarial training."""
 
     architecture: NetworkName = "fc"
@@ -121,7 +127,7 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
         kernels: dict[str, KernelDynamics] = {}
         with new_run(out, config_of(self, ("out",))) as run:
             for kind, attacked_by in (("standard", None), ("adversarial", adversary)):
-                training = {"adversary": attacked_by, **self._training(task)}
+                training = {"adversary": attacked_by, **self._training()}
                 kernels[kind] = networks.kernel_dynamics(
                     module, **task.training, sample=task.sample.images, at=self.at, key=key_train, **training
                 )
@@ -138,14 +144,12 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
                         adversaries={"pgd": self._evaluation()},
                         **training,
                     )
-                _write_results(run, found, linearized, kernels, task)
-            title = f"{self.dataset}, {name}: standard and adversarial training ({_in_words(adversary)})"
-            _write_report(run, title, found, linearized)
-            print_table(title, _metrics(found))
-            print_table(LINEARIZED if linearized else ACCURACY, _accuracy(found, linearized))
-            print(
-                f"{run.path}: report.html, results.json, kernels.npz, dynamics.png ({time.monotonic() - started:.0f} s)"
-            )
+                ball = adversary.ball
+                title = f"{self.dataset}, {name}: {' and '.join(found)} training ({ball.norm} of {ball.radius:g})"
+                result = _result(title, found, linearized, kernels, task)
+                # An interrupted run keeps its first training.
+                run.write(result)
+            finish(run, result, started)
 
     def _check(self) -> None:
         """Check what the library would see only after a while, or call by another name."""
@@ -155,21 +159,19 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
             if (value := getattr(self, name)) != getattr(Dynamics, name):
                 raise ValueError(f"{name}: got {value!r} for {self.architecture}, expected none: it has its own")
 
-    def _adversary(self) -> Adversary:
+    def _adversary(self) -> Attack:
         adversary = make_adversary(self)
         if adversary is None:
-            raise ValueError(f"adversary: got {self.adversary!r}, expected 'fgsm', 'pgd' or 'apgd'")
+            raise ValueError(f"adversary: got {self.adversary!r}, expected one of {', '.join(ADVERSARIES)}")
         return adversary
 
-    def _training(self, task: _Task) -> dict[str, Any]:
+    def _training(self) -> dict[str, Any]:
         rate = LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
         return {
             "loss": self.loss,
-            "optimizer": self.optimizer,
-            "learning_rate": rate,
+            "optimizer": OPTIMIZERS[self.optimizer](rate),
             "batch_size": self.batch_size,
             "centred": self.centred,
-            "preprocessing": task.prepared.preprocessing,
         }
 
     def _module(self, prepared: Prepared) -> tuple[str, Module]:
@@ -181,7 +183,7 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
         shape = prepared.dataset.train.images.shape[1:]
         name, module = make_network(KernelOptions(**options), self.architecture, prepared.num_classes, width, shape)
         check_network("width", width, module, shape)
-        return name if width is None else f"{name} of width {width}", module
+        return name if width is None else f"{name} of width {width}", of_pixels(module, prepared.preprocessing)
 
     def _task(self, prepared: Prepared, key: jax.Array) -> _Task:
         key_train, key_test, key_sample = jax.random.split(key, 3)
@@ -193,18 +195,17 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
             raise ValueError(f"top: got {self.top}, expected less than the {len(task.sample)} images of the sample")
         return task
 
-    def _evaluation(self) -> Adversary:
-        return Adversary("pgd", self._adversary().ball, steps=PGD_STEPS)
+    def _evaluation(self) -> Attack:
+        return PGD(self._adversary().ball, steps=PGD_STEPS)
 
     def _accuracies(self, kernels: KernelDynamics, task: _Task) -> dict[str, list[float]]:
         """Give the accuracies at each step, clean and under the attack that evaluates."""
         attack, key = self._evaluation(), make_key(self.seed)
         found: dict[str, list[float]] = {"clean": [], "pgd": []}
         for network in kernels.networks:
-            model = Preprocessed(network, task.prepared.preprocessing)
-            crafted = attack(model, jnp.asarray(task.test.images), task.test.labels, key)
+            crafted = attack(network, jnp.asarray(task.test.images), task.test.labels, key=key)
             for name, images in (("clean", task.test.images), ("pgd", np.asarray(crafted))):
-                found[name].append(regression.accuracy(model, images, task.test.labels))
+                found[name].append(data.accuracy(network, images, task.test.labels))
         return found
 
 
@@ -227,97 +228,41 @@ class _Task:
         return np.asarray(one_hot(split.labels, self.prepared.num_classes))
 
 
-def _in_words(adversary: Adversary) -> str:
-    return f"{adversary.ball.norm} of {adversary.ball.radius:g}"
-
-
-def _metrics(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Write the metrics as people read them, in as much as a terminal is wide enough for."""
-    return [
-        {"training": kind, "step": f"{step:,}", "moved": _short(metrics["distances"][0][i])}
-        | {"speed": _short(metrics["velocity"][i - 1]) if i else ""}
-        | {f"top {count}": f"{100 * shares[i]:.2f}" for count, shares in metrics["concentration"].items()}
-        | {"rank": f"{metrics['effective_rank'][i]:.1f}", "aligned": f"{metrics['alignment'][i]:.3f}"}
-        for kind, metrics in found.items()
-        for i, step in enumerate(metrics["steps"])
-    ]
-
-
-def _further(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Write the rotation of each part of the kernel, and its norm."""
-    return [
-        {"training": kind, "step": f"{step:,}"}
-        | {
-            f"{part}: {name}": f"{np.degrees(way['angle'][i]):.2f}°" if name == "angle" else f"{way['radius'][i]:.3f}"
-            for part, way in metrics["rotation"].items()
-            for name in ("radius", "angle")
-        }
-        | {"norm": f"{metrics['norm'][i]:.4g}"}
-        for kind, metrics in found.items()
-        for i, step in enumerate(metrics["steps"])
-    ]
-
-
-def _short(value: float) -> str:
-    return f"{value:.1e}" if value else "0"
-
-
-def _accuracy(
-    found: Mapping[str, Mapping[str, Any]], linearized: Mapping[str, Sequence[Linearization]]
-) -> list[dict[str, str]]:
-    """Write the accuracies at each step, and of the linearization that was trained from there to the end."""
-    rows = []
-    for kind, metrics in found.items():
-        ends = {row["step"]: row["linearized"] for row in linearized.get(kind, ())}
-        for i, step in enumerate(metrics["steps"]):
-            row = {"training": kind, "step": f"{step:,}"}
-            row |= {name: f"{100 * values[i]:.1f}" for name, values in metrics["accuracy"].items()}
-            if linearized:
-                end = ends.get(step, {})
-                row |= {f"linearized: {name}": f"{100 * end[name]:.1f}" if end else "" for name in metrics["accuracy"]}
-            rows.append(row)
-    return rows
-
-
-def _write_results(
-    run: Run,
+def _result(
+    title: str,
     found: Mapping[str, Mapping[str, Any]],
     linearized: Mapping[str, Sequence[Linearization]],
     kernels: Mapping[str, KernelDynamics],
     task: _Task,
-) -> None:
-    """Write what is known so far: an interrupted run keeps its first training."""
-    content = {"training": found} | ({"linearized": linearized} if linearized else {})
-    with atomic_write(run.path / "results.json", "w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+) -> Result:
+    """Put together what is known so far."""
     arrays: dict[str, Any] = {kind: dynamics.grams.astype(np.float32) for kind, dynamics in kernels.items()}
-    arrays |= {"steps": next(iter(kernels.values())).steps, "images": task.sample.images}
-    with atomic_write(run.path / "kernels.npz") as file:
-        np.savez_compressed(file, labels=task.sample.labels, **arrays)
-
-
-def _write_report(
-    run: Run,
-    title: str,
-    found: Mapping[str, Mapping[str, Any]],
-    linearized: Mapping[str, Sequence[Linearization]],
-) -> None:
-    plot.save(plot.dynamics(found), run.path / "dynamics.png")
-    summary = {}
+    arrays |= {"steps": next(iter(kernels.values())).steps, "images": task.sample.images, "labels": task.sample.labels}
+    summary: dict[str, Any] = {}
+    tables: dict[str, list[dict[str, Any]]] = {"metrics": [], "accuracy": [], "rotation": []}
     for kind, metrics in found.items():
-        summary[f"{kind}: moved, d(Θf, Θ0)"] = _short(metrics["distances"][0][-1])
-        for name, values in metrics["accuracy"].items():
-            summary[f"{kind}: {name} accuracy"] = f"{100 * values[-1]:.1f} %"
-    tables = {
-        "Metrics (moved: distance from the first kernel; speed: per step; top: share of Σ λ² in percent)": _metrics(
-            found
-        ),
-        "Rotation of the kernel and its parts, and its norm": _further(found),
-        LINEARIZED if linearized else ACCURACY: _accuracy(found, linearized),
-    }
-    run.report(
-        title=title,
-        summary=summary,
-        tables=tables,
-        figures={"The kernel on its way": run.path / "dynamics.png"},
-    )
+        summary[f"{kind}: moved, d(Θf, Θ0)"] = metrics["distances"][0][-1]
+        summary |= {f"{kind}: {name} accuracy": Share(values[-1]) for name, values in metrics["accuracy"].items()}
+        ends = {row["step"]: row["linearized"] for row in linearized.get(kind, ())}
+        for i, step in enumerate(metrics["steps"]):
+            row = {"training": kind, "step": step}
+            tables["metrics"].append(
+                {**row, "moved": metrics["distances"][0][i], "speed": metrics["velocity"][i - 1] if i else None}
+                | {f"top {count}": Share(shares[i]) for count, shares in metrics["concentration"].items()}
+                | {"rank": metrics["effective_rank"][i], "aligned": metrics["alignment"][i]}
+            )
+            tables["accuracy"].append(
+                row
+                | {name: Share(values[i]) for name, values in metrics["accuracy"].items()}
+                | {f"linearized: {name}": Share(value) for name, value in ends.get(step, {}).items()}
+            )
+            tables["rotation"].append(
+                row
+                | {
+                    f"{part}: {name}": float(np.degrees(way[name][i])) if name == "angle" else way[name][i]
+                    for part, way in metrics["rotation"].items()
+                    for name in ("radius", "angle")
+                }
+                | {"norm": metrics["norm"][i]}
+            )
+    return Result(title, summary, tables, {"dynamics": plot.dynamics(found)}, arrays, CAPTIONS)

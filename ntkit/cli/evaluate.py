@@ -1,37 +1,44 @@
-"""`ntkit evaluate`: a distilled set under kernel regression and as the training set of a finite network."""
+"""`ntkit evaluate`: a distilled set under kernel regression and as the training set of finite networks."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
-from ntkit import networks, regression
+from ntkit import data, regression
 from ntkit.cli.memory import check_network
 from ntkit.cli.options import (
+    CNNS,
     DataOptions,
     KernelOptions,
+    NetworkName,
     Prepared,
     RegressionOptions,
     make_architectures,
+    make_augmentation,
     make_kernels,
+    make_network,
     options_from,
     prepare,
     with_hyper_parameters,
 )
 from ntkit.cli.ranges import Count, Rate, TrainingSteps
-from ntkit.cli.tables import in_words, mean_and_std, print_table
-from ntkit.distill import Distilled
-from ntkit.runs import Run
+from ntkit.cli.tables import print_tables
+from ntkit.data import Split
+from ntkit.distill import Distilled, herded, judge
+from ntkit.distill.support import initial_support
+from ntkit.networks.training import Module
+from ntkit.runs import Result, Run, Share
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(DataOptions, RegressionOptions):
-    """Evaluate a distilled set: kernel regression, and a finite network trained on it.
+    """Evaluate a distilled set: kernel regression, and finite networks trained on it.
 
     Data set, preprocessing, kernel and ridge are those that the set was made with, if it says, unless given here.
     """
@@ -39,17 +46,30 @@ class Evaluate(DataOptions, RegressionOptions):
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")] = dataclasses.field(kw_only=True)
     """Run directory, or .npz file of images and labels (as fed to the kernel)."""
 
+    network_architectures: tuple[NetworkName, ...] = ()
+    """Networks that are trained; by default the kernel's architecture."""
+
     width: Count = 1024
-    """Units or channels of each hidden layer of the finite network."""
+    """Units or channels of each hidden layer of a network of an architecture."""
 
-    network_steps: TrainingSteps = 500
-    """Steps of Adam that the finite network is trained for; 0: no finite network."""
+    network_steps: tuple[TrainingSteps, ...] = (500,)
+    """Steps of Adam that a network is trained for; of several the best on held-out training images. 0: no networks."""
 
-    network_learning_rate: Rate = 0.001
-    """Learning rate of the finite network, at the beginning; it falls to 0 along a cosine."""
+    network_learning_rate: tuple[Rate, ...] = (0.001,)
+    """Learning rate of a network, at the beginning; it falls to 0 along a cosine. Of several the best on held-out
+    training images."""
 
     network_seeds: Count = 3
-    """Networks to train, each from its own initialization."""
+    """Networks of each kind, each from its own initialization."""
+
+    augment: Literal["none", "flip", "digits", "objects"] = "none"
+    """Augmentation of the images that networks are trained on, in rows beside those without it."""
+
+    beside_real: bool = False
+    """Train networks on as many random real images, and on as many herded ones, too."""
+
+    held_out: Count = 1000
+    """Training images, at most, by which steps and learning rates are chosen."""
 
     @property
     def flags(self) -> dict[str, str]:
@@ -80,41 +100,68 @@ class Evaluate(DataOptions, RegressionOptions):
                 f"path: got images of shape {distilled.images.shape[1:]} with {distilled.labels.shape[1]} classes, "
                 f"expected {expected} with {prepared.num_classes} as in {self.dataset}"
             )
-        if self.network_steps > 0:
-            for architecture in make_architectures(self):
-                check_network("width", self.width, architecture.flax(prepared.num_classes, self.width), expected)
+        modules = self._modules(prepared)
+        augment = make_augmentation(self.augment)
         if "kernels" in distilled.metadata and self._kernel_is(config):
             kernels = with_hyper_parameters(kernels, distilled.metadata["kernels"])
-        rows = []
+        rows: list[dict[str, Any]] = []
         for architecture, kernel in zip(make_architectures(self), kernels, strict=True):
             model = regression.fit(kernel, distilled.images, distilled.labels, self.ridge)
-            rows.append(self._row(f"{self.kernel} of {architecture.name}, ridge {self.ridge:g}", [model], prepared))
-            if self.network_steps > 0:
-                module = architecture.flax(prepared.num_classes, self.width)
-                trained: list[Any] = [
-                    networks.train(
-                        module,
-                        distilled.images,
-                        distilled.labels,
-                        key=jax.random.key(seed),
-                        steps=self.network_steps,
-                        learning_rate=self.network_learning_rate,
-                        centred=True,
-                    )
-                    for seed in range(self.network_seeds)
-                ]
-                rows.append(self._row(f"{architecture.name} of width {self.width}, trained", trained, prepared))
-        print_table(f"{self.path}: {len(distilled.images)} images, {self.dataset}", in_words(rows))
+            accuracy = data.accuracy(model, prepared.test_images, prepared.dataset.test.labels)
+            name = f"{self.kernel} of {architecture.name}, ridge {self.ridge:g}"
+            rows.append({"model": name, "test accuracy": Share(accuracy)})
+        print_tables(Result(f"{self.path}: {len(distilled.images)} images, {self.dataset}", tables={"models": rows}))
+        if not modules:
+            return
+        sets = {"distilled": distilled}
+        per_class = len(distilled.images) // prepared.num_classes
+        labels = prepared.dataset.train.labels
+        if self.beside_real and per_class > 0:
+            key = jax.random.key(0)
+            real = initial_support("real", prepared.train_images, labels, prepared.num_classes, per_class, key)
+            sets["random real"] = Distilled(real.images, real.targets)
+            sets["herded"] = herded(prepared.train_images, labels, per_class=per_class)
+        print_tables(
+            judge(
+                sets,
+                modules,
+                Split(prepared.train_images, labels),
+                Split(prepared.test_images, prepared.dataset.test.labels),
+                key=jax.random.key(0),
+                augment=augment,
+                centred=[name for name in modules if name not in CNNS],
+                learning_rates=self.network_learning_rate,
+                steps=self.network_steps,
+                held_out=self.held_out,
+                seeds=self.network_seeds,
+                show_progress=True,
+            )
+        )
+
+    def _modules(self, prepared: Prepared) -> dict[str, Module]:
+        """Give the networks, by their names in the table."""
+        if 0 in self.network_steps:
+            if len(self.network_steps) > 1:
+                raise ValueError(f"network_steps: got {self.network_steps}, expected 0 alone, or steps above 0")
+            return {}
+        for name in ("network_steps", "network_learning_rate"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: got none, expected at least one")
+        modules, shape = {}, prepared.train_images.shape[1:]
+        for kind in dict.fromkeys(self.network_architectures or (self.architecture,)):
+            depths = self.depth if kind == self.architecture else ()
+            for depth in depths or (None,):
+                options = dataclasses.replace(self, depth=() if depth is None else (depth,))
+                width = None if kind in CNNS else self.width
+                name, module = make_network(options, kind, prepared.num_classes, width, shape)
+                check_network("width", self.width, module, shape)
+                modules[name if width is None else f"{name} of width {width}"] = module
+        return modules
 
     def _kernel_is(self, config: dict[str, Any]) -> bool:
         """Whether the kernel is the one that the set was distilled with, so that what was learned of it fits."""
         made_with = KernelOptions(**options_from(KernelOptions, config, self.path))
         return all(getattr(self, name) == value for name, value in dataclasses.asdict(made_with).items())
-
-    def _row(self, name: str, models: list[Any], prepared: Prepared) -> dict[str, Any]:
-        images, labels = prepared.test_images, prepared.dataset.test.labels
-        accuracies = [regression.accuracy(model, images, labels) for model in models]
-        return {"model": name, **mean_and_std(accuracies), "seeds": len(models)}
 
 
 def _open(path: Path) -> tuple[Distilled, dict[str, Any]]:

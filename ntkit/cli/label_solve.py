@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from typing import Annotated
 
 import tyro
 
 from ntkit import distill
-from ntkit.cli.distill import write_results
+from ntkit.cli.distill import compared, finish_set
 from ntkit.cli.distributed import DISTRIBUTED, DistributedOptions
 from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
@@ -24,7 +25,6 @@ from ntkit.cli.options import (
     vacant_run,
 )
 from ntkit.cli.ranges import Count
-from ntkit.cli.tables import accuracy_table, in_words, print_table
 from ntkit.distill.support import initial_support
 
 
@@ -40,6 +40,7 @@ class LabelSolve(RunOptions, DataOptions, RegressionOptions, DistributedOptions)
 
     def run(self) -> None:
         """Solve, and write the run directory."""
+        started = time.monotonic()
         kernels = make_kernels(self)
         if len(kernels) != 1:
             raise ValueError(f"depth: got {self.depth}, expected one: labels are solved for one kernel")
@@ -61,16 +62,13 @@ class LabelSolve(RunOptions, DataOptions, RegressionOptions, DistributedOptions)
                 support.images,
                 images,
                 labels,
-                num_classes=prepared.num_classes,
                 ridge=self.ridge,
                 mesh=self.mesh(),
             )
             # In all processes, though one writes it: none may wait for long when the others have ended.
-            rows = accuracy_table(self, prepared, solved, self.per_class, self.full_set_limit, "real, labels solved")
+            result = compared(self, prepared, kernels, solved, self.full_set_limit, "real, labels solved")
             if run is None:
                 return
             solved = dataclasses.replace(solved, metadata={"config": run.config, "versions": run.versions})
             run.log(0, **{name: float(column[0]) for name, column in solved.history.items() if name != "step"})
-            write_results(run, prepared, solved, rows, f"{self.per_class} per class, labels solved")
-            print_table(f"{self.dataset}: kernel regression", in_words(rows))
-            print(f"{run.path}: report.html, distilled.npz, distilled.png")
+            finish_set(run, prepared, solved, result, started)

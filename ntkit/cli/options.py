@@ -11,7 +11,7 @@ import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ import ntkit
 from ntkit import networks
 from ntkit.activations import ACTIVATIONS
 from ntkit.architectures import check_image_shape
-from ntkit.attacks import L2, Adversary, Ball, Linf
+from ntkit.attacks import APGD, FAB, FGSM, L2, PGD, Attack, AutoAttack, Ball, Linf, Square
 from ntkit.cli.ranges import AttackSteps, Depth, Ridge, Scale
 from ntkit.data import ZCA, Augmentation, Dataset, Identity, Preprocessing, Standardize, load
 from ntkit.networks.training import Module
@@ -29,6 +29,19 @@ from ntkit.runs.interruption import interrupt_in
 
 BALLS = {"linf": Linf, "l2": L2}
 RADII = {"linf": 0.1, "l2": 1.0}
+OPTIMIZERS = {"sgd": networks.sgd, "adam": networks.adam}
+ATTACKS: dict[str, type[Attack]] = {kind.name: kind for kind in (FGSM, PGD, APGD, FAB, Square, AutoAttack)}
+# AutoAttack does not run inside of a compiled step.
+ADVERSARIES = tuple(name for name in ATTACKS if name != AutoAttack.name)
+
+if TYPE_CHECKING:
+    AttackName: TypeAlias = str
+    AdversaryName: TypeAlias = str
+    AnyAdversaryName: TypeAlias = str
+else:
+    AttackName = Literal[tuple(ATTACKS)]
+    AdversaryName = Literal[ADVERSARIES]
+    AnyAdversaryName = Literal[("none", *ADVERSARIES)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +49,21 @@ class DataOptions:
     """Which images, and how they are prepared for the kernel."""
 
     dataset: str = "digits"
-    """Data set: "digits" (scikit-learn's, embedded) or the name of a TensorFlow Datasets (TFDS) set."""
+    """Data set: "digits" (scikit-learn's, embedded), your own (an .npz of images and labels, a .csv, or a folder of
+    class folders of images, such as ./photos), or the name of a TensorFlow Datasets (TFDS) set."""
 
     data_dir: Path | None = None
     """Directory that holds TFDS data; by default TFDS_DATA_DIR, else TFDS's own."""
 
+    target: str | None = None
+    """Column of a .csv that holds the classes; by default "target"."""
+
+    test_fraction: float | None = None
+    """Part of your own data that is kept for the test, where they have no test split; by default 0.2."""
+
     preprocess: Literal["auto", "none", "standardize", "zca"] = "auto"
-    """Preprocessing. "auto": as in the KIP papers, "standardize" for grey images and "zca" for colour."""
+    """Preprocessing. "auto": as in the KIP papers, "standardize" for grey images and "zca" for colour; of vectors,
+    "standardize"."""
 
     zca_regularization: Scale = 0.1
     """Regularization of ZCA, relative to the mean eigenvalue of the covariance; at least 0."""
@@ -112,11 +133,11 @@ class BallOptions:
 class AdversaryOptions(BallOptions):
     """An adversary of the target batches: adv-KIP."""
 
-    adversary: Literal["none", "fgsm", "pgd", "apgd"] = "none"
+    adversary: AnyAdversaryName = "none"
     """Attack each target batch through the predictor of the current support set (adv-KIP)."""
 
     adversary_steps: AttackSteps | None = None
-    """Gradient steps of the adversary; by default 10, and one for fgsm."""
+    """Gradient steps of the adversary; by default 10; fgsm takes one, and square none."""
 
 
 DEFAULT_DEPTH = {"fc": 1, "conv": 3, "convnet": 3, "myrtle": 5}
@@ -197,6 +218,12 @@ class Prepared:
         """Number of classes."""
         return self.dataset.num_classes
 
+    @property
+    def visible(self) -> bool:
+        """Whether there is anything to look at: vectors and images of two channels are no pictures."""
+        shape = self.dataset.train.images.shape[1:]
+        return len(shape) == 3 and shape[-1] in (1, 3)
+
     def pictures(self, images: np.ndarray) -> np.ndarray:
         """Give images as the kernel sees them as pictures, with values around [0, 1]."""
         return np.asarray(self.preprocessing.inverse(images))
@@ -207,13 +234,11 @@ def prepare(options: DataOptions) -> Prepared:
 
     **Raises:** `ValueError` that names an option, of those that would not be looked at too.
     """
-    if options.dataset == "digits" and options.data_dir is not None:
-        raise ValueError(f"data_dir: got {str(options.data_dir)!r}, expected none for 'digits', which needs none")
-    dataset = load(options.dataset, options.data_dir)
-    grey = dataset.train.images.shape[-1] == 1
+    dataset = load(options.dataset, options.data_dir, target=options.target, test_fraction=options.test_fraction)
+    shape = dataset.train.images.shape[1:]
     kind = options.preprocess
     if kind == "auto":
-        kind = "standardize" if grey else "zca"
+        kind = "zca" if len(shape) == 3 and shape[-1] > 1 else "standardize"
     if kind != "zca" and options.zca_regularization != DataOptions.zca_regularization:
         raise ValueError(f"zca_regularization: got {options.zca_regularization}, expected --preprocess zca beside it")
     preprocessing: Preprocessing
@@ -232,8 +257,19 @@ def prepare(options: DataOptions) -> Prepared:
 
 
 # Networks whose proportions are given, beside those that an architecture gives at any width.
-CNNS = {"simple_cnn": networks.simple_cnn, "alexnet": networks.alexnet, "vgg11": networks.vgg11}
-NetworkName: TypeAlias = Literal["fc", "conv", "convnet", "myrtle", "simple_cnn", "alexnet", "vgg11"]
+CNNS = {
+    each.__name__: each
+    for each in (
+        networks.simple_cnn,
+        networks.standard_convnet,
+        networks.alexnet,
+        networks.vgg11,
+        networks.resnet18,
+    )
+}
+NetworkName: TypeAlias = Literal[
+    "fc", "conv", "convnet", "myrtle", "simple_cnn", "standard_convnet", "alexnet", "vgg11", "resnet18"
+]
 
 
 def make_network(
@@ -256,18 +292,28 @@ def make_network(
     return architecture.name, architecture.flax(outputs, width)
 
 
-def make_adversary(options: AdversaryOptions) -> Adversary | None:
+def make_attack(name: str, ball: Ball, **options: Any) -> Attack:
+    """Give the attack of a name. Of the options those that are `None` are not given."""
+    given = {option: value for option, value in options.items() if value is not None}
+    known = [field.name for field in dataclasses.fields(ATTACKS[name]) if field.name != "ball"]
+    for option, value in given.items():
+        if option not in known:
+            raise ValueError(f"{option}: got {value!r} for {name}, expected one of its options: {', '.join(known)}")
+    return ATTACKS[name](ball, **given)
+
+
+def make_adversary(options: AdversaryOptions) -> Attack | None:
     """Give the adversary that target batches are attacked by."""
     if options.adversary == "none":
         return None
-    if options.adversary == "fgsm":
-        if options.adversary_steps is not None:
-            raise ValueError(f"adversary_steps: got {options.adversary_steps!r} for fgsm, expected none: it takes one")
-        return Adversary("fgsm", options.ball)
-    steps = 10 if options.adversary_steps is None else options.adversary_steps
+    kind, steps = ATTACKS[options.adversary], options.adversary_steps
+    if "steps" not in [field.name for field in dataclasses.fields(kind)]:
+        if steps is not None:
+            raise ValueError(f"adversary_steps: got {steps!r} for {kind.name}, expected none: it has no steps")
+        return kind(options.ball)
+    steps = 10 if steps is None else steps
     # A large loss rather than a wrong class: KIP learns from what is wrong already, too.
-    further: dict[str, Any] = {"stop_early": False} if options.adversary == "pgd" else {}
-    return Adversary(options.adversary, options.ball, steps=steps, **further)
+    return make_attack(kind.name, options.ball, steps=steps, stop_early=False if kind is PGD else None)
 
 
 def make_augmentation(kind: Literal["none", "flip", "digits", "objects"]) -> Augmentation | None:
@@ -282,7 +328,8 @@ def make_augmentation(kind: Literal["none", "flip", "digits", "objects"]) -> Aug
 
 def vacant_run(*parts: object) -> Path:
     """Give the directory runs/part-part-…, or the first of runs/…-2, runs/…-3, … that does not exist."""
-    name = re.sub(r"[^\w.-]", "-", "-".join(map(str, parts)))
+    # Of a long path the end.
+    name = re.sub(r"[^\w.-]", "-", "-".join(map(str, parts))).lstrip("-.")[-100:]
     candidate, number = Path("runs") / name, 1
     while candidate.exists():
         number += 1

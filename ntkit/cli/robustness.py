@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from ntkit import attacks, networks, regression
-from ntkit.attacks import Adversary, MaskedGradientsWarning, Preprocessed
+from ntkit.attacks import Attack
 from ntkit.cli.memory import check_network
-from ntkit.cli.options import (
-    CNNS,
-    NetworkName,
-    Prepared,
-    make_network,
-)
+from ntkit.cli.options import CNNS, NetworkName, Prepared, make_network
 from ntkit.cli.ranges import Count, Rate, TrainingSteps
-from ntkit.data import one_hot
-from ntkit.distill import Distilled
+from ntkit.data import Split
+from ntkit.distill import Distilled, robustness_of_sets
 from ntkit.kernels import Kernel
+from ntkit.networks import adam
 from ntkit.networks.training import Module
-from ntkit.runs import progress
-
-# Croce & Hein 2020 evaluate with PGD of as many steps before they show what AutoAttack leaves of it.
-PGD_STEPS = 20
-# Of the attack in adversarial training.
-TRAINING_STEPS = 7
-BATCH = 128
+from ntkit.runs import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,103 +65,36 @@ def robustness_networks(options: Any, prepared: Prepared) -> dict[str, Module]:
     return networks
 
 
-def robustness_table(
+def robustness(
     options: Any,
     prepared: Prepared,
     sets: Mapping[str, Distilled],
-    kernels: Sequence[Kernel],
+    kernel: Kernel,
     modules: Mapping[str, Module],
-    adversary: Adversary,
-    full_set_limit: int,
-) -> list[dict[str, Any]]:
-    """Attack kernel regression and networks trained on some distilled sets, and adversarially trained networks.
-
-    **Arguments:** `options`: of the command: kernel, ridge and those of [`RobustnessOptions`][]. `sets`: by name, as
-    fed to the kernel. `kernels`: of which the first one's regression is attacked. `modules`: networks, as
-    `robustness_networks` gives them. `adversary`: whose ball the attacks have, and adversarial training.
-    `full_set_limit`: images of adversarial training, at most.
-
-    **Returns:** rows of `model`, `trained_on`, the accuracies from 0 to 1 `clean`, `pgd` and `autoattack` (means over
-    `seeds` networks, with `…_std`), and `masked`: whether an evaluation showed signs of masked gradients.
-    """
-    count = min(options.attacked_images, len(prepared.dataset.test.images))
-    x, labels = prepared.dataset.test.images[:count], prepared.dataset.test.labels[:count]
-    against = {
-        "pgd": Adversary("pgd", adversary.ball, bounds=adversary.bounds, steps=PGD_STEPS),
-        "autoattack": Adversary("autoattack", adversary.ball, bounds=adversary.bounds),
-    }
-
-    def row(name: str, trained_on: str, models: Sequence[Any]) -> dict[str, Any]:
-        found = []
-        for model in models:
-            with warnings.catch_warnings():
-                # The table says it.
-                warnings.simplefilter("ignore", MaskedGradientsWarning)
-                found.append(attacks.evaluate(Preprocessed(model, prepared.preprocessing), x, labels, against))
-        accuracies = {"clean": [one.clean for one in found]}
-        accuracies |= {attack: [one.robust[attack] for one in found] for attack in against}
-        entries: dict[str, Any] = {"model": name, "trained_on": trained_on}
-        for attack, values in accuracies.items():
-            entries |= {attack: float(np.mean(values)), f"{attack}_std": float(np.std(values))}
-        return entries | {"seeds": len(models), "images": count, "masked": any(one.signs for one in found)}
-
-    def trained(name: str, module: Any, images: Any, targets: Any, **training: Any) -> list[Any]:
-        rate = options.network_learning_rate
-        if rate is None:
-            rate = 0.001 if name in CNNS else 0.01
-        training |= {"steps": options.network_steps, "learning_rate": rate, "centred": name not in CNNS}
-        return [
-            networks.train(module, images, targets, key=jax.random.key(seed), **training)
-            for seed in range(options.network_seeds)
-        ]
-
-    real = prepared.dataset.train.choice(full_set_limit, jax.random.key(0))
-    targets = np.asarray(one_hot(real.labels, prepared.num_classes))
-    ordinary: dict[str, Any] = {"loss": "cross_entropy", "batch_size": BATCH, "preprocessing": prepared.preprocessing}
-    training = Adversary("pgd", adversary.ball, bounds=adversary.bounds, steps=TRAINING_STEPS, stop_early=False)
-
-    rows: list[dict[str, Any]] = []
-    total = len(sets) + len(modules) * (len(sets) + 2)
-    with progress(total, "attack", enabled=jax.process_index() == 0) as bar:
-        for label, one in sets.items():
-            learned = one.kernel if isinstance(one.kernel, Kernel) else (one.kernel or kernels)[0]
-            model = regression.fit(learned, one.images, one.labels, options.ridge)
-            rows.append(row("kernel regression", f"{len(one.images)} images of {label}", [model]))
-            bar.update(len(rows))
-        for name, module in modules.items():
-            for label, one in sets.items():
-                models = trained(name, module, one.images, one.labels)
-                rows.append(row(name, f"{len(one.images)} images of {label}", models))
-                bar.update(len(rows))
-            for label, attacked_by in (("real", None), ("real, adversarial training", training)):
-                models = trained(name, module, real.images, targets, adversary=attacked_by, **ordinary)
-                rows.append(row(name, f"{len(real):,} {label}", models))
-                bar.update(len(rows))
-    return rows
-
-
-def robustness_title(options: Any, prepared: Prepared, adversary: Adversary) -> str:
-    """Say what the table under attack is about."""
-    norm = {"Linf": "l∞", "L2": "l2"}[type(adversary.ball).__name__]
-    count = min(options.attacked_images, len(prepared.dataset.test.images))
-    return f"{count} test images under attack, {norm} {adversary.ball.radius:g}"
-
-
-def robustness_in_words(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Write the table's numbers as people read them."""
-
-    def percent(row: Mapping[str, Any], name: str) -> str:
-        spread = f" ± {100 * row[f'{name}_std']:.1f}" if row["seeds"] > 1 else ""
-        return f"{100 * row[name]:.1f}{spread} %"
-
-    return [
-        {
-            "model": row["model"],
-            "trained on": row["trained_on"],
-            "clean": percent(row, "clean"),
-            f"PGD-{PGD_STEPS}": percent(row, "pgd"),
-            "AutoAttack": percent(row, "autoattack"),
-            "masked gradients": "signs of them" if row["masked"] else "",
-        }
-        for row in rows
-    ]
+    adversary: Attack,
+    limit: int,
+) -> Result:
+    """Look at sets as the options say. `limit`: images of adversarial training, at most."""
+    count = min(options.attacked_images, len(prepared.dataset.test))
+    rate = options.network_learning_rate
+    rates = {name: (0.001 if name in CNNS else 0.01) if rate is None else rate for name in modules}
+    return robustness_of_sets(
+        sets,
+        kernel,
+        modules,
+        prepared.dataset.train.choice(limit, jax.random.key(0)),
+        Split(prepared.dataset.test.images[:count], prepared.dataset.test.labels[:count]),
+        prepared.preprocessing,
+        adversary,
+        ridge=options.ridge,
+        training={
+            name: {
+                "steps": options.network_steps,
+                "optimizer": adam(rates[name], decay_over=options.network_steps),
+                "centred": name not in CNNS,
+            }
+            for name in modules
+        },
+        seeds=options.network_seeds,
+        show_progress=jax.process_index() == 0,
+    )

@@ -16,14 +16,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from ntkit.data._pictures import MOST_DEFLATED, Ragged, decoded
 from ntkit.data._prepared import NAME, check_folder, check_inside
 from ntkit.data._tfrecord import records
 from ntkit.data.dataset import Dataset, Split
 
-# More of either are made up.
-MAX_PIXELS, MAX_CLASSES = 2**26, 10**6
-# What a byte of a PNG can become, of the greatest redundancy (zlib's technical notes).
-MOST_DEFLATED = 1032
+# More are made up.
+MAX_CLASSES = 10**6
 # How long a server may take to answer before another one of the set is asked.
 ANSWER_SECONDS = 5.0
 
@@ -173,14 +172,14 @@ def _read_split(name: str, builder: Any, split: str, image_key: str, label_key: 
         labels = np.empty(n, np.int32)
         count = 0
         for encoded, label in _examples(builder, split, paths, image_key, label_key):
-            image = _decoded(encoded, feature.shape[-1], None if pixels is None else pixels.shape[1:3])
+            image = decoded(io.BytesIO(encoded), feature.shape[-1], None if pixels is None else pixels.shape[1:3])
             if pixels is None:
                 if n * image.nbytes > MOST_DEFLATED * size:
                     raise ValueError(f"{n} images of shape {image.shape} announced, in files of {size} bytes")
                 # Filled in place in the pixels' own dtype, a quarter of what they take as floats.
                 pixels = np.empty((n, *image.shape), feature.np_dtype)
             if image.shape != pixels.shape[1:]:
-                raise _Ragged(pixels.shape[1:], image.shape)
+                raise Ragged(pixels.shape[1:], image.shape)
             if count < n:
                 pixels[count] = image
                 labels[count] = label
@@ -188,7 +187,7 @@ def _read_split(name: str, builder: Any, split: str, image_key: str, label_key: 
         if pixels is None or count != n:
             raise ValueError(f"{count} images, expected {n}")
         images = np.divide(pixels, np.iinfo(feature.np_dtype).max, dtype=np.float32)
-    except _Ragged as error:
+    except Ragged as error:
         raise _ragged(name, error.first, error.other) from None
     # What is cut off or made up makes readers and decoders raise nearly anything.
     except Exception as error:
@@ -223,32 +222,6 @@ def _examples(
             if len(images) != 1 or len(labels) != 1:
                 raise ValueError(f"record {number} has {len(images)} images and {len(labels)} classes, expected one")
             yield images[0], labels[0]
-
-
-def _decoded(encoded: bytes, channels: int | None, size: tuple[int, ...] | None) -> np.ndarray:
-    """The pixels of an image, of shape (height, width, channels), decoded only if it has the size of those before."""
-    from PIL import Image
-
-    # Named: Pillow would hand other formats to all its decoders, and one of them to Ghostscript.
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-        width, height = image.size
-        if size is not None and (height, width) != size:
-            raise _Ragged((*size, channels), (height, width, channels))
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"an image of {width}×{height} pixels, expected at most {MAX_PIXELS} of them")
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels or 0)
-        # A grey JPEG in a colour set; 16-bit pixels ("I;16") stay what they are.
-        converted = mode is not None and image.mode != mode and not image.mode.startswith("I")
-        pixels = np.asarray(image.convert(mode) if converted else image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-class _Ragged(Exception):
-    """An image has another shape than those before."""
-
-    def __init__(self, first: tuple[int | None, ...], other: tuple[int | None, ...]) -> None:
-        super().__init__()
-        self.first, self.other = first, other
 
 
 def _ragged(name: str, first: tuple[int | None, ...], other: tuple[int | None, ...]) -> ValueError:

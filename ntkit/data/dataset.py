@@ -13,15 +13,15 @@ from ntkit._checks import check_array, check_batch, check_instance, check_intege
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images with their labels.
+    """Images, or vectors, with their labels.
 
     **Fields:**
 
-    - `images`: float32 NumPy array (n, height, width, channels) with values in [0, 1].
+    - `images`: float32 NumPy array (n, height, width, channels) with values in [0, 1], or vectors (n, d) of any.
     - `labels`: int32 NumPy array (n,) with values in [0, num_classes).
     """
 
-    images: Float32[np.ndarray, "n height width channels"]
+    images: Float32[np.ndarray, "n ..."]
     labels: Int32[np.ndarray, " n"]
 
     def __post_init__(self) -> None:
@@ -45,12 +45,12 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled image data set, all of it in memory.
+    """A labelled data set, all of it in memory.
 
     **Fields:**
 
     - `name`: the name it was loaded by.
-    - `train`, `test`: images and labels, of the same image shape and classes.
+    - `train`, `test`: images and labels, of the same shape and classes.
     - `num_classes`: the number of classes C.
     - `class_names`: C names, in the order of the labels.
     """

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ntkit.data._splits import stratified
 from ntkit.data.dataset import Dataset, Split
 
 TEST_SIZE = 360
@@ -20,7 +21,7 @@ def load_digits() -> Dataset:
     raw = sklearn_digits()
     images = (raw.images[..., None] / 16).astype(np.float32)
     labels = raw.target.astype(np.int32)
-    is_test = _stratified(labels, TEST_SIZE)
+    is_test = stratified(labels, TEST_SIZE)
     return Dataset(
         name="digits",
         train=Split(images[~is_test], labels[~is_test]),
@@ -28,17 +29,3 @@ def load_digits() -> Dataset:
         num_classes=10,
         class_names=tuple(str(name) for name in raw.target_names),
     )
-
-
-def _stratified(labels: np.ndarray, size: int) -> np.ndarray:
-    """A mask of `size` entries, each class in proportion (to within one), evenly spaced within its class."""
-    classes, counts = np.unique(labels, return_counts=True)
-    share = size * counts / len(labels)
-    quota = np.floor(share).astype(int)
-    # Largest remainder: the entries that rounding down left over go to the classes that lost most by it.
-    quota[np.argsort(quota - share, kind="stable")[: size - quota.sum()]] += 1
-    mask = np.zeros(len(labels), bool)
-    for label, count, number in zip(classes, counts, quota, strict=True):
-        members = np.flatnonzero(labels == label)
-        mask[members[(np.arange(number) * count + count // 2) // number]] = True
-    return mask

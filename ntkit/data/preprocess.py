@@ -7,11 +7,9 @@ space, and store it beside what was computed in its space with `to_arrays`.
 from __future__ import annotations
 
 import abc
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ntkit._checks import check_array, check_flag, check_floats, check_integers, check_number, traced, wrong
-from ntkit._pytrees import told_apart
+from ntkit._pytrees import pytree_dataclass, static_field
 from ntkit.data.checks import check_images
 
 # Below this contrast (root mean square, in units of the training set's standard deviation) an image is flat: what
@@ -39,11 +37,6 @@ class Preprocessing(abc.ABC):
     axes (so they can be `vmap`ped), keep the shape, return float32, and can be differentiated.
     """
 
-    _kinds: ClassVar[dict[str, type[Preprocessing]]] = {}
-
-    def __init_subclass__(cls) -> None:
-        Preprocessing._kinds[cls.__name__] = cls
-
     @abc.abstractmethod
     def transform(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
         """From pixels to the kernel's inputs."""
@@ -52,42 +45,8 @@ class Preprocessing(abc.ABC):
     def inverse(self, x: Float[ArrayLike, " *shape"]) -> Float[Array, " *shape"]:
         """From the kernel's inputs to pixels."""
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """All that was fitted, as NumPy arrays by name: what `np.savez` stores without pickling."""
-        arrays = {f.name: np.asarray(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return {"kind": np.asarray(type(self).__name__), **arrays}
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
-        """The preprocessing that `to_arrays` took apart, bit for bit.
-
-        Called on `Preprocessing` it makes the kind that was stored.
-
-        **Arguments:**
-
-        - `arrays`: those of `to_arrays`, or an open `.npz` file that has them; other keys are ignored.
-
-        **Raises:** `ValueError` if `arrays` lacks a key, holds another kind of preprocessing, or what no fit gives:
-        NaN, infinity, or a standard deviation of 0.
-        """
-        if not isinstance(arrays, Mapping):
-            raise wrong("arrays", arrays, "the mapping that to_arrays() gives, or an open .npz file of it")
-        kind = str(arrays["kind"]) if "kind" in arrays else None
-        stored = Preprocessing._kinds.get(kind or "")
-        if stored is None or not issubclass(stored, cls):
-            expected = [k for k, c in Preprocessing._kinds.items() if issubclass(c, cls)]
-            raise ValueError(f"arrays: got kind {kind!r}, expected one of {expected} under the key 'kind'")
-        fields = dataclasses.fields(stored)
-        if missing := [f.name for f in fields if f.name not in arrays]:
-            raise ValueError(f"arrays: got no {missing}, expected all that {kind}.to_arrays() gives")
-        try:
-            return stored(**{f.name: _restore(f, arrays[f.name]) for f in fields})
-        except ValueError as error:
-            raise ValueError(f"arrays: {error}") from None
-
-
-@told_apart
-@dataclass(frozen=True, eq=False)
+@pytree_dataclass(eq=False)
 class Identity(Preprocessing):
     """No preprocessing: for code that always has one."""
 
@@ -100,8 +59,7 @@ class Identity(Preprocessing):
         return jnp.asarray(check_array("x", x), jnp.float32)
 
 
-@told_apart
-@dataclass(frozen=True, eq=False)
+@pytree_dataclass(eq=False)
 class Standardize(Preprocessing):
     """Each channel to mean 0 and standard deviation 1 over the training set: the KIP papers' standard preprocessing.
 
@@ -145,8 +103,7 @@ class Standardize(Preprocessing):
         return x * _by_channel(self.std, x) + _by_channel(self.mean, x)
 
 
-@told_apart
-@dataclass(frozen=True, eq=False)
+@pytree_dataclass(eq=False)
 class ZCA(Preprocessing):
     """Regularized ZCA whitening, as in the KIP papers.
 
@@ -176,9 +133,9 @@ class ZCA(Preprocessing):
     whitening: Float[Array, "d d"]
     unwhitening: Float[Array, "d d"]
     norm: Float[Array, ""]
-    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    layer_norm: bool = dataclasses.field(metadata={"static": True})
-    regularization: float = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, ...] = static_field()
+    layer_norm: bool = static_field()
+    regularization: float = static_field()
 
     def __post_init__(self) -> None:
         _check_moments(self.mean, self.std)
@@ -362,11 +319,3 @@ def _batch_of(x: Any, shape: tuple[int, ...]) -> Array:
         expected = ", ".join(["…", *map(str, shape)])
         raise ValueError(f"x: got shape {x.shape}, expected ({expected}) as what it was fitted on")
     return x
-
-
-def _restore(field: dataclasses.Field[Any], value: Any) -> Any:
-    """A stored array as what the field holds: a JAX array, or a plain Python value where it is static."""
-    value = np.asarray(check_array(field.name, value))
-    if not field.metadata.get("static"):
-        return jnp.asarray(value)
-    return tuple(value.tolist()) if value.ndim else value.item()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from ntkit._pytrees import told_apart
+from ntkit._pytrees import pytree_dataclass
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class ClassIndex:
     """Where the members of each class are, so that a batch can be drawn inside compiled code.
 

@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from ntkit._archives import MAX_BYTES, read_arrays
 from ntkit._checks import check_file, check_finite, check_named, check_path, check_targets, wrong
 from ntkit.data import check_images
 from ntkit.kernels import Kernel
 from ntkit.runs import atomic_write
 
-# What a file may unpack to. The largest published sets are below 100 MB.
-MAX_BYTES = 4 * 2**30
+EXPECTED = "an .npz of images and labels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,34 +74,32 @@ class Distilled:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Distilled:
-        """Read a file that `save` wrote, or one in the published KIP format: an `.npz` with `images` and `labels`.
+        """Read a file that `save` wrote, or one of other code.
 
-        Nothing in the file is executed: pickled objects are refused.
+        These are an `.npz` with `images` and `labels`, as of KIP's published sets, or a checkpoint of flax, as of
+        RFAD's and RCIG's, with one array of images and one of their labels under whatever names. Images (n, channels,
+        height, width) are brought into (n, height, width, channels). Nothing in the file is executed: pickled objects
+        are refused.
 
         **Raises:** `FileNotFoundError` if there is no such file; `ValueError` if it is truncated, not an `.npz`, or
         holds something else: the message says what.
         """
-        path = check_file("path", path, "an .npz of images and labels")
+        path = check_file("path", path, EXPECTED)
         try:
             return _read(path)
-        # A damaged or hostile file can make zipfile, zlib, NumPy and json raise nearly anything.
+        # A damaged or hostile file can make json and NumPy raise nearly anything.
         except Exception as error:
             reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
-            raise ValueError(f"path: got {str(path)!r}, expected an .npz of images and labels: {reason}") from error
+            raise ValueError(f"path: got {str(path)!r}, expected {EXPECTED}: {reason}") from error
 
 
 def _read(path: Path) -> Distilled:
-    with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_BYTES:
-            raise ValueError(f"it would unpack to {size / 2**30:.1f} GiB")
-    with np.load(path, allow_pickle=False) as content:
-        for name in ("images", "labels"):
-            if name not in content:
-                raise ValueError(f"it has no array {name!r}, only {', '.join(content.files) or 'nothing'}")
-        images, labels = content["images"], content["labels"]
-        text = str(content["metadata"]) if "metadata" in content else "{}"
-    metadata = json.loads(text)
+    content = read_arrays(path) if zipfile.is_zipfile(path) or path.suffix == ".npz" else _of_flax(path)
+    for name in ("images", "labels"):
+        if name not in content:
+            raise ValueError(f"it has no array {name!r}, only {', '.join(content) or 'nothing'}")
+    images, labels = content["images"], content["labels"]
+    metadata = json.loads(str(content.get("metadata", "{}")))
     columns = metadata.pop("history", {}) if isinstance(metadata, dict) else None
     if not isinstance(columns, dict):
         raise ValueError("its metadata are not what ntkit writes")
@@ -108,7 +107,27 @@ def _read(path: Path) -> Distilled:
     metadata.pop("format", None)
     if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
         labels = _centred(labels)
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        images = np.moveaxis(images, 1, 3)
     return Distilled(images, labels, history, metadata)
+
+
+def _of_flax(path: Path) -> dict[str, np.ndarray]:
+    """Find images and labels in a checkpoint of flax, which names them as its author did."""
+    from flax.serialization import msgpack_restore
+
+    try:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(msgpack_restore(path.read_bytes()))]
+    # What is something else makes msgpack raise nearly anything.
+    except Exception as error:
+        raise ValueError("it is neither that nor a checkpoint of flax") from error
+    images = [leaf for leaf in leaves if leaf.ndim == 4 and np.issubdtype(leaf.dtype, np.floating)]
+    if len(images) != 1:
+        raise ValueError(f"it has {len(images)} arrays of images, not one")
+    labels = [leaf for leaf in leaves if leaf.ndim == 2 and len(leaf) == len(images[0])]
+    if len(labels) != 1:
+        raise ValueError(f"it has {len(labels)} arrays of labels for {len(images[0])} images, not one")
+    return {"images": images[0], "labels": labels[0]}
 
 
 def _centred(labels: np.ndarray) -> np.ndarray:

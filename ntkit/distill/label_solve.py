@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
 from ntkit import regression
-from ntkit._checks import check_integer, check_number, wrong
+from ntkit._checks import check_number, wrong
 from ntkit.data import one_hot
 from ntkit.distill.distilled import Distilled
 from ntkit.distill.support import check_data_set, in_jax_precision
-from ntkit.gram import gram as gram_in_blocks
-from ntkit.gram.devices import check_mesh
+from ntkit.grams import gram as gram_in_blocks
 from ntkit.kernels import Kernel
 from ntkit.kernels.base import check_kernel
+from ntkit.runs.meshes import check_mesh
 
 
 def label_solve(
@@ -24,9 +24,7 @@ def label_solve(
     images: Float[ArrayLike, "n ..."],
     labels: Int[ArrayLike, " n"],
     *,
-    num_classes: int | None = None,
     ridge: float = 1e-6,
-    batch_size: int = 1000,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Distilled:
     """Find the support targets that minimize KIP's squared loss for fixed support images.
@@ -41,11 +39,9 @@ def label_solve(
     - `support_images`: the m fixed support images, as fed to the kernel.
     - `images`: the n target images.
     - `labels`: their classes, integers from 0.
-    - `num_classes`: number of classes (default: the largest label plus one).
     - `ridge`: λ relative to tr(K_ss)/m, with which the set is to be used.
-    - `batch_size`: target images per call of the kernel.
-    - `mesh`: divide the kernel between target and support images among all devices of this mesh, in blocks that
-      [`ntkit.gram`][] chooses; all processes must make the same call, and each solves the rest.
+    - `mesh`: divide the kernel between target and support images among all devices of this mesh; all processes must
+      make the same call, and each solves the rest.
 
     **Returns:** the support images with their targets (m, num_classes), and the loss and accuracy on the target set.
 
@@ -54,21 +50,15 @@ def label_solve(
     from scipy.linalg import lstsq
 
     check_kernel("kernel", kernel)
-    images, labels, num_classes = check_data_set(images, labels, num_classes)
+    images, labels, num_classes = check_data_set(images, labels)
     support = jnp.asarray(in_jax_precision("support_images", support_images), images.dtype)
     if support.shape[1:] != images.shape[1:]:
         raise ValueError(f"support_images: got images of shape {support.shape[1:]}, expected {images.shape[1:]}")
     ridge = check_number("ridge", ridge, least=0)
-    batch_size = check_integer("batch_size", batch_size)
     if mesh is not None:
         check_mesh(mesh)
     targets = np.asarray(one_hot(labels, num_classes), np.float64)
-    if mesh is None:
-        cross = np.empty((len(images), len(support)))
-        for start in range(0, len(images), batch_size):
-            cross[start : start + batch_size] = kernel(jnp.asarray(images[start : start + batch_size]), support)
-    else:
-        cross = np.asarray(gram_in_blocks(kernel, images, support, mesh=mesh), np.float64)
+    cross = np.asarray(gram_in_blocks(kernel, images, support, mesh=mesh), np.float64)
     gram = np.asarray(kernel(support), np.float64)
     if not (np.isfinite(gram).all() and np.isfinite(cross).all()):
         raise FloatingPointError(

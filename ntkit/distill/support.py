@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from ntkit._checks import check_array, check_choice, check_integer
+from ntkit._checks import check_array, check_choice
 from ntkit.data import check_images, check_labels, one_hot
+from ntkit.distill.distilled import Distilled
 
-Init: TypeAlias = "Literal['real', 'noise'] | np.ndarray | jax.Array"
+Init: TypeAlias = "Literal['real', 'noise'] | np.ndarray | jax.Array | Distilled"
 
 
-class Support(NamedTuple):
+class Start(NamedTuple):
     """Images (n, …), targets (n, classes) and classes (n,) of a support set, sorted by class."""
 
     images: np.ndarray
@@ -23,17 +24,14 @@ class Support(NamedTuple):
     classes: np.ndarray
 
 
-def check_data_set(images: ArrayLike, labels: ArrayLike, num_classes: int | None) -> tuple[np.ndarray, np.ndarray, int]:
+def check_data_set(images: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
     """Give a data set as NumPy arrays in JAX's precision, with its number of classes.
 
     **Raises:** `ValueError` for images or labels of wrong shape, dtype or value, or a class without examples.
     """
     images, labels = in_jax_precision("images", images), np.asarray(check_array("labels", labels, "integer classes"))
     check_labels("labels", labels, len(images), np.iinfo(np.int32).max)
-    if num_classes is None:
-        num_classes = int(labels.max()) + 1
-    num_classes = check_integer("num_classes", num_classes)
-    check_labels("labels", labels, len(images), num_classes)
+    num_classes = int(labels.max()) + 1
     # Not bincount, whose memory is that of the largest label.
     present = np.unique(labels)
     if len(present) < num_classes:
@@ -55,13 +53,14 @@ def in_jax_precision(name: str, images: ArrayLike) -> np.ndarray:
 
 def initial_support(
     init: Init, images: np.ndarray, labels: np.ndarray, num_classes: int, per_class: int, key: jax.Array
-) -> Support:
+) -> Start:
     """Choose the support set that distillation starts from.
 
     **Arguments:**
 
     - `init`: `"real"`: random images of each class. `"noise"`: normal noise with the mean and standard deviation of
-      `images`. An array (per_class · classes, …): these images, sorted by class.
+      `images`. An array (per_class · classes, …): these images, sorted by class. A distilled set: its images and
+      labels.
     - `images`: the target images.
     - `labels`: their classes.
     - `num_classes`: number of classes.
@@ -71,6 +70,14 @@ def initial_support(
     **Raises:** `ValueError` that names the argument that does not fit, a class with too few examples among them.
     """
     shape = (per_class * num_classes, *images.shape[1:])
+    if isinstance(init, Distilled):
+        classes = np.repeat(np.arange(num_classes), per_class)
+        if init.images.shape != shape or init.labels.shape[1] != num_classes:
+            raise ValueError(
+                f"init: got a set of shape {init.images.shape} with {init.labels.shape[1]} classes, expected {shape} "
+                f"with {num_classes}: {per_class} of each class"
+            )
+        return Start(init.images.astype(images.dtype), init.labels, classes)
     if isinstance(init, str) and check_choice("init", init, ("real", "noise"), "an array of images") == "real":
         chosen = _real(images, labels, num_classes, per_class, key)
     elif isinstance(init, str):
@@ -80,7 +87,7 @@ def initial_support(
         if chosen.shape != shape:
             raise ValueError(f"init: got images of shape {chosen.shape}, expected {shape}: {per_class} of each class")
     classes = np.repeat(np.arange(num_classes), per_class)
-    return Support(chosen.astype(images.dtype), np.asarray(one_hot(classes, num_classes)), classes)
+    return Start(chosen.astype(images.dtype), np.asarray(one_hot(classes, num_classes)), classes)
 
 
 def _real(images: np.ndarray, labels: np.ndarray, num_classes: int, per_class: int, key: jax.Array) -> np.ndarray:

@@ -4,7 +4,8 @@ from ntkit.features.dimension import CopiesWarning, intrinsic_dimension
 from ntkit.features.eigen import EigenFeatures, RankWarning, eigenfeatures
 from ntkit.features.images import gradient_images
 from ntkit.features.measures import Measure, robustness, usefulness
-from ntkit.features.scores import Scores, nngp_accuracy, scores
+from ntkit.features.parts import spectrum_parts
+from ntkit.features.scoring import Scores, nngp_accuracy, scores
 from ntkit.features.spectra import (
     SpectrumWarning,
     alignment,
@@ -16,7 +17,7 @@ from ntkit.features.spectra import (
     residuals,
     similarity,
 )
-from ntkit.features.sweep import Sweep, sweep
+from ntkit.features.sweeps import Sweep, sweep
 
 __all__ = [
     "CopiesWarning",
@@ -40,6 +41,7 @@ __all__ = [
     "robustness",
     "scores",
     "similarity",
+    "spectrum_parts",
     "sweep",
     "usefulness",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Iterator
@@ -14,19 +13,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from ntkit._checks import check_integer
-from ntkit._pytrees import told_apart
+from ntkit._pytrees import pytree_dataclass
 from ntkit.kernels import Kernel
-from ntkit.kernels._inputs import check_inputs
+from ntkit.kernels.inputs import check_inputs
 from ntkit.regression import Predictor, check_training_set
-from ntkit.solvers import Operator, cross_product, operator_of
+from ntkit.solvers import Operator, operator_of
 
 
 class RankWarning(UserWarning):
     """The Gram matrix is singular in this precision, and its last features are not there."""
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree_dataclass(eq=False)
 class EigenFeatures:
     """The eigendecomposition of a Gram matrix, K = Σ λ_i v_i v_iᵀ, as models; [`eigenfeatures`][] makes it.
 
@@ -70,7 +68,7 @@ class EigenFeatures:
         x = check_inputs("x", x)
         if x.shape[1:] != self.support.shape[1:]:
             raise ValueError(f"x: got inputs of shape {x.shape[1:]}, expected {self.support.shape[1:]} as in support")
-        return cross_product(self.kernel, x, self.support, self.vectors / self.eigenvalues)
+        return self.kernel.matmul(x, self.support, self.vectors / self.eigenvalues)
 
     def __iter__(self) -> Iterator[Predictor]:
         return (self[i] for i in range(len(self)))

@@ -22,7 +22,8 @@ def gradient_images(model: Model, x: Float[ArrayLike, "n ..."], labels: Int[Arra
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
     """
-    found = problem(model, x, labels, None, None)
+    found = problem(model, x, labels)
+    found.check_differentiable()
     gradient = _gradient(found.model, found.x, found.classes)
     if not bool(jnp.isfinite(gradient).all()):
         raise FloatingPointError("model: its gradient is NaN or infinite, expected finite values")

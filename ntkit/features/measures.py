@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ntkit._checks import check_key, wrong
-from ntkit.attacks import Adversary
+from ntkit._checks import check_key
+from ntkit.attacks.attack import Attack, check_attack
 from ntkit.attacks.losses import fooled
 from ntkit.attacks.problem import BATCH_SIZE, Model, all_outputs, problem
+from ntkit.data.targets import targets_of
 
 
 class Measure(NamedTuple):
@@ -40,7 +41,7 @@ def usefulness(
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the outputs are not finite.
     """
-    found = problem(model, x, labels, None, None, gradient=False, batch_size=batch_size)
+    found = problem(model, x, labels, batch_size=batch_size)
     return _measure(found.clean, found.clean, found.classes, ~np.asarray(fooled(found.clean, found.classes)))
 
 
@@ -48,7 +49,7 @@ def robustness(
     model: Model,
     x: Float[ArrayLike, "n ..."],
     labels: Int[ArrayLike, " n"],
-    adversary: Adversary,
+    attack: Attack,
     *,
     key: Array | None = None,
     batch_size: int = BATCH_SIZE,
@@ -60,26 +61,18 @@ def robustness(
     as wrong; the correlation is that at the attacked images, in units of the feature's root mean square on clean ones,
     so that it may be below −1.
 
-    **Arguments:** `adversary`: an [`ntkit.attacks.Adversary`][]; with `stop_early=False` and a loss it goes on to lower
+    **Arguments:** `attack`: an [`ntkit.attacks.Attack`][]; with `stop_early=False` and a loss it goes on to lower
     the correlation. `key`: of its draws (default: `jax.random.key(0)`). Others: as in [`ntkit.attacks.pgd`][].
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if outputs or gradients are not finite.
     """
-    if not isinstance(adversary, Adversary):
-        raise wrong("adversary", adversary, "an ntkit.attacks.Adversary")
+    check_attack("attack", attack)
     key = jax.random.key(0) if key is None else check_key("key", key)
-    found = problem(model, x, labels, adversary.ball, adversary.bounds, gradient=False, batch_size=batch_size)
-    attacked = adversary(found.model, found.x, labels, key, batch_size=batch_size)
+    found = problem(model, x, labels, attack.ball, batch_size=batch_size)
+    attacked = attack.solve(found, key, batch_size)
     outputs = all_outputs(found.model, attacked, batch_size)
     right = ~np.asarray(fooled(found.clean, found.classes)) & ~np.asarray(fooled(outputs, found.classes))
     return _measure(outputs, found.clean, found.classes, right)
-
-
-def targets_of(classes: Int[Array, " n"], outputs: int) -> Float[Array, "n outputs"]:
-    """Give centred one-hot labels of classes; −1 and +1 of classes 0 and 1 for one output."""
-    if outputs == 1:
-        return 2.0 * classes[:, None] - 1
-    return jax.nn.one_hot(classes, outputs) - 1 / outputs
 
 
 def _measure(outputs: Array, clean: Array, classes: Array, right: np.ndarray) -> Measure:

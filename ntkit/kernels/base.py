@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar
 
 import jax
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ntkit._checks import check_scalar, wrong
-from ntkit._pytrees import told_apart
-from ntkit.kernels._inputs import check_inputs, check_pair
+from ntkit._pytrees import pytree_dataclass
+from ntkit.kernels.inputs import check_columns, check_inputs, check_pair
+from ntkit.kernels.tiled import product
 
 
 class Kernel:
@@ -21,8 +21,9 @@ class Kernel:
     them with `+` and `*` (with each other, or with a scalar of at least 0).
 
     Every kernel is a frozen dataclass registered as a JAX pytree: it goes through `jit`, `grad` and `vmap` as an
-    argument, and its leaves are its hyper-parameters. A new kernel overrides `gram`, and `gram_diagonal` where the
-    diagonal has a cheaper formula.
+    argument, and its leaves are its hyper-parameters. A new kernel overrides `gram`; `gram_diagonal` where the diagonal
+    has a cheaper formula; and `gram_matmul` where a product with K is cheaper than K. Each is bounded in what it makes
+    on the way, whatever the number of inputs: whoever asks bounds the result alone.
     """
 
     # Whether `gram(x, None)` is symmetric to the last bit; where it is not, it is made so.
@@ -36,18 +37,18 @@ class Kernel:
         """What computes the kernel, for example `"neural_tangents"`."""
         raise AttributeError(f"{type(self).__name__} names no engine")
 
-    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        """Estimate the memory that evaluating one pair takes while many are in flight.
-
-        **Arguments:** `shape`: of one input. `itemsize`: bytes of a number.
-        """
-        # A kernel that says nothing of itself may hold a few covariances between all pixels of both images.
-        pixels = shape[0] * shape[1] if len(shape) == 3 else 1
-        return 4 * itemsize * pixels**2
-
     def loses_angles(self, shape: tuple[int, ...]) -> bool:
         """Whether rounding loses the angle between nearly equal inputs of a shape, where a nonlinearity is sharp."""
         return False
+
+    @property
+    def has_features(self) -> bool:
+        """Whether it is an inner product of finitely many features, which `features` gives."""
+        return False
+
+    def gram_features(self, x: Array) -> Array:
+        """Give the features (n, m) of checked inputs, where there are any."""
+        raise ValueError(f"kernel: got a {type(self).__name__}, expected one of finitely many features")
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
         """Evaluate the kernel on checked inputs; `x2=None` means `x1` again."""
@@ -57,6 +58,10 @@ class Kernel:
         """Evaluate the kernel of each checked input with itself."""
         # One input at a time: what a network needs for a single pair is bounded, what it needs for n of them is not.
         return jax.lax.map(lambda one: self.gram(one[None], None)[0, 0], x)
+
+    def gram_matmul(self, x1: Array, x2: Array, v: Array) -> Array:
+        """Give K(x1, x2) v for checked inputs, in bounded memory: by default tile by tile."""
+        return product(self, x1, x2, v)
 
     def __call__(
         self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."] | None = None
@@ -75,6 +80,31 @@ class Kernel:
     def diagonal(self, x: Float[ArrayLike, "n ..."]) -> Float[Array, " n"]:
         """Give the kernel of each input with itself: the diagonal of `self(x)`, without the rest of it."""
         return _diagonal(check_kernel("kernel", self), check_inputs("x", x))
+
+    def features(self, x: Float[ArrayLike, "n ..."]) -> Float[Array, "n m"]:
+        """Give the features of each input, of which the kernel is the inner product.
+
+        **Raises:** `ValueError` that names the argument, or a kernel that has none, as that of an infinite network.
+        """
+        return _features(check_kernel("kernel", self), check_inputs("x", x))
+
+    def matmul(
+        self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."], v: Float[ArrayLike, "n2 columns"]
+    ) -> Float[Array, "n1 columns"]:
+        """Give K(x1, x2) v, of which no more than a tile of K is ever in memory. Differentiable.
+
+        **Arguments:** `x1`, `x2`: as of a call. `v`: (n2, columns).
+
+        **Raises:** `ValueError` that names the argument.
+        """
+        second = check_inputs("x2", x2)
+        first, _ = check_pair(x1, second)
+        v = check_columns(v, (len(second), None))
+        return check_kernel("kernel", self).gram_matmul(first, second, v)
+
+    def multiplies_by_itself(self, n1: int, n2: int, columns: int) -> bool:
+        """Whether products of these sizes are cheaper than K: where a kernel has its own, unless it says no."""
+        return type(self).gram_matmul is not Kernel.gram_matmul
 
     def __add__(self, other: Kernel) -> Kernel:
         if not isinstance(other, Kernel):
@@ -98,7 +128,7 @@ def check_kernel(name: str, value: object) -> Kernel:
         if isinstance(leaf, Kernel):
             raise ValueError(
                 f"{name}: got a {type(leaf).__name__}, which is no pytree, expected its class to be registered, "
-                "by @jax.tree_util.register_dataclass for example"
+                "by @ntkit.pytree_dataclass for example"
             )
     return value
 
@@ -118,6 +148,11 @@ def _diagonal(kernel: Kernel, x: Array) -> Array:
     return kernel.gram_diagonal(x).astype(x.dtype)
 
 
+@jax.jit
+def _features(kernel: Kernel, x: Array) -> Array:
+    return kernel.gram_features(x).astype(x.dtype)
+
+
 class _Pair(Kernel):
     """Two kernels, evaluated on the same inputs."""
 
@@ -128,20 +163,23 @@ class _Pair(Kernel):
     def engine(self) -> str:
         return " + ".join(dict.fromkeys((self.first.engine, self.second.engine)))
 
-    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        return self.first.pair_bytes(shape, itemsize) + self.second.pair_bytes(shape, itemsize)
-
     def loses_angles(self, shape: tuple[int, ...]) -> bool:
         return self.first.loses_angles(shape) or self.second.loses_angles(shape)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Sum(_Pair):
     """The sum of two kernels."""
 
     first: Kernel
     second: Kernel
+
+    @property
+    def has_features(self) -> bool:
+        return self.first.has_features and self.second.has_features
+
+    def gram_features(self, x: Array) -> Array:
+        return jnp.concatenate([self.first.gram_features(x), self.second.gram_features(x)], axis=1)
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
         return self.first.gram(x1, x2) + self.second.gram(x1, x2)
@@ -150,8 +188,7 @@ class Sum(_Pair):
         return self.first.gram_diagonal(x) + self.second.gram_diagonal(x)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Product(_Pair):
     """The pointwise product of two kernels (positive semi-definite by Schur's theorem)."""
 
@@ -174,23 +211,32 @@ class Wrapped(Kernel):
     def engine(self) -> str:
         return self.kernel.engine
 
-    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        return self.kernel.pair_bytes(shape, itemsize)
+    @property
+    def has_features(self) -> bool:
+        return self.kernel.has_features
 
     def loses_angles(self, shape: tuple[int, ...]) -> bool:
         return self.kernel.loses_angles(shape)
 
+    def multiplies_by_itself(self, n1: int, n2: int, columns: int) -> bool:
+        return self.kernel.multiplies_by_itself(n1, n2, columns)
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+
+@pytree_dataclass
 class Scaled(Wrapped):
     """A kernel times a scalar of at least 0."""
 
     kernel: Kernel
     scale: ArrayLike
 
+    def gram_features(self, x: Array) -> Array:
+        return jnp.multiply(jnp.sqrt(self.scale), self.kernel.gram_features(x))
+
     def gram(self, x1: Array, x2: Array | None) -> Array:
         return jnp.multiply(self.scale, self.kernel.gram(x1, x2))
 
     def gram_diagonal(self, x: Array) -> Array:
         return jnp.multiply(self.scale, self.kernel.gram_diagonal(x))
+
+    def gram_matmul(self, x1: Array, x2: Array, v: Array) -> Array:
+        return jnp.multiply(self.scale, self.kernel.gram_matmul(x1, x2, v)).astype(v.dtype)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from jaxtyping import Array
 
 from ntkit import _neural_tangents as nt
 from ntkit._checks import check_choice, check_flag, check_integer, wrong
-from ntkit._pytrees import told_apart
-from ntkit.architectures import Architecture, AveragePool, Flatten, GlobalAveragePool, check_gaussian, check_image_shape
+from ntkit._pytrees import pytree_dataclass, static_field
+from ntkit.architectures import (
+    STAX,
+    Architecture,
+    AveragePool,
+    Flatten,
+    GlobalAveragePool,
+    Layer,
+    check_gaussian,
+    check_image_shape,
+    layer_name,
+)
 from ntkit.kernels.base import Kernel
+from ntkit.kernels.blocks import in_blocks
 from ntkit.kernels.fused import FusedKernel, supports
 from ntkit.kernels.stax import Get
 
 Engine: TypeAlias = Literal["auto", "fused", "neural_tangents"]
 ENGINES: tuple[Engine, ...] = ("auto", "fused", "neural_tangents")
+# Which layers an engine has, the fastest engine first.
+HAS: dict[str, Callable[[Layer], bool]] = {
+    "fused": supports,
+    "neural_tangents": lambda layer: isinstance(layer, STAX),
+}
 
 
 def ntk(
@@ -56,11 +72,9 @@ def nngp(
 def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pairs: int | None, pallas: bool) -> Kernel:
     if not isinstance(architecture, Architecture):
         raise wrong("architecture", architecture, "an ntkit.Architecture such as ntkit.fc(1)")
-    check_gaussian(architecture)
     check_choice("engine", engine, ENGINES)
-    if engine == "fused" and not supports(architecture):
-        raise ValueError(f"engine: got 'fused', expected 'auto' or 'neural_tangents' for {architecture.name}")
-    fused = engine != "neural_tangents" and supports(architecture)
+    fused = _choose(architecture, engine) == "fused"
+    check_gaussian(architecture)
     block_pairs = None if block_pairs is None else check_integer("block_pairs", block_pairs)
     if block_pairs is not None and not fused:
         raise wrong("block_pairs", block_pairs, "None with the engine 'neural_tangents'")
@@ -72,26 +86,32 @@ def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pai
     return NeuralTangentsKernel(architecture, get)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+def _choose(architecture: Architecture, engine: Engine) -> str:
+    """Give the fastest engine that has every layer, or say what each of those asked for lacks."""
+    lacks = {}
+    for name in HAS if engine == "auto" else (engine,):
+        lacks[name] = [
+            f"layers[{i}], {layer_name(each)}" for i, each in enumerate(architecture.layers) if not HAS[name](each)
+        ]
+        if not lacks[name]:
+            return name
+    those = "; ".join(f"{name!r} lacks {' and '.join(layers)}" for name, layers in lacks.items())
+    raise ValueError(
+        f"engine: got {engine!r} for {architecture.name}, expected one that has all of its layers: {those}"
+    )
+
+
+@pytree_dataclass
 class NeuralTangentsKernel(Kernel):
     """The kernel of an architecture, computed by neural-tangents."""
 
     architecture: Architecture
-    get: Get = dataclasses.field(metadata={"static": True})
+    get: Get = static_field()
 
     @property
     def engine(self) -> str:
         """Always `"neural_tangents"`."""
         return "neural_tangents"
-
-    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        layers = self.architecture.layers
-        pixels = shape[0] * shape[1] if len(shape) == 3 and not isinstance(layers[0], Flatten) else 1
-        pooled = any(isinstance(layer, AveragePool | GlobalAveragePool) for layer in layers)
-        # Covariances of NNGP and NTK, and what turns one layer's into the next one's. Pooling mixes pixels of one image
-        # with all of the other's; without it only pixels at the same place meet.
-        return 6 * itemsize * (pixels**2 if pooled else pixels)
 
     def loses_angles(self, shape: tuple[int, ...]) -> bool:
         return self.get == "ntk"
@@ -103,4 +123,10 @@ class NeuralTangentsKernel(Kernel):
             x1 = x1.reshape(x1.shape[0], -1)
             x2 = None if x2 is None else x2.reshape(x2.shape[0], -1)
         _, _, kernel_fn = self.architecture.stax()
-        return kernel_fn(x1, x2, self.get)
+        shape, layers = x1.shape[1:], self.architecture.layers
+        pixels = shape[0] * shape[1] if len(shape) == 3 else 1
+        pooled = any(isinstance(layer, AveragePool | GlobalAveragePool) for layer in layers)
+        # Covariances of NNGP and NTK, and what turns one layer's into the next one's. Pooling mixes pixels of one image
+        # with all of the other's; without it only pixels at the same place meet.
+        each = 6 * x1.dtype.itemsize * (pixels**2 if pooled else pixels)
+        return in_blocks(lambda x1, x2: kernel_fn(x1, x2, self.get), self.gram_diagonal, x1, x2, each)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -14,17 +13,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from ntkit._checks import check_array, check_call, check_callable, check_integer, check_outputs, wrong
+from ntkit._checks import check_call, check_callable, check_integer, check_outputs, wrong
 from ntkit._loops import fast_in_loops
-from ntkit._pytrees import ByIdentity, Partly, told_apart, traceable
-from ntkit.kernels._blocks import balanced, divided, each, rectangle, triangle
-from ntkit.kernels._inputs import check_inputs, check_pair
+from ntkit._pytrees import ByIdentity, Partly, pytree_dataclass, static_field, traceable
+from ntkit.kernels import memory
 from ntkit.kernels._tangents import Factors, Tangents, tangents
 from ntkit.kernels.base import Kernel
+from ntkit.kernels.blocks import balanced, divided, each, rectangle, triangle
+from ntkit.kernels.inputs import check_columns, check_inputs, check_pair
 
-# What the derivatives that are held at once may take, and what is computed of them for a block of pairs.
-HELD_BYTES = 2**28
-PAIRS_BYTES = 2**26
+# A pass of an input for one column of a product takes as long as this many pairs. Measured: 40 to 220.
+PASS = 150
 # Multiplications of a matrix product that take as long as reading, multiplying and adding one element.
 ELEMENTWISE = 32
 
@@ -63,8 +62,7 @@ def empirical_ntk(apply_fn: Callable[[Any, Array], Array], params: Any, *, outpu
     return EmpiricalNTK(params, ByIdentity(apply_fn), output)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class EmpiricalNTK(Kernel):
     """The tangent kernel of a finite network; [`empirical_ntk`][] makes it.
 
@@ -73,17 +71,13 @@ class EmpiricalNTK(Kernel):
     """
 
     params: Any
-    network: ByIdentity = dataclasses.field(metadata={"static": True})
-    output: int | None = dataclasses.field(metadata={"static": True})
+    network: ByIdentity = static_field()
+    output: int | None = static_field()
 
     @property
     def engine(self) -> str:
         """Always `"empirical"`."""
         return "empirical"
-
-    def pair_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
-        # Blocks are made where the kernel is computed, which bounds what they need whatever the number of pairs.
-        return 2 * itemsize
 
     def full(
         self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."] | None = None
@@ -91,16 +85,19 @@ class EmpiricalNTK(Kernel):
         """Give Θ for all pairs of inputs and of outputs: (n1, n2, outputs, outputs), whatever `output` is."""
         return _full(self, *check_pair(x1, x2))
 
-    def product(
-        self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."], v: Float[ArrayLike, "n2 columns"]
-    ) -> Float[Array, "n1 columns"]:
-        """Give K(x1, x2) v without K: by Jacobian-vector products, one pass over the network for each column of v.
+    def gram_matmul(self, x1: Array, x2: Array, v: Array) -> Array:
+        """Give K(x1, x2) v: without K where that is cheaper, else tile by tile.
 
-        The mean over outputs takes as many passes for each column as there are outputs.
+        Without K it takes one pass over the network for each column of v, and for the mean over outputs for each output
+        too, so that its cost grows with n1 + n2, where that of K grows with n1 · n2 (docs/empirical.md).
         """
-        second = check_inputs("x2", x2)
-        first, _ = check_pair(x1, second)
-        return _product(self, first, second, _check_columns(v, (len(second), None)))
+        v = v.astype(jnp.promote_types(x1.dtype, x2.dtype))
+        if self.multiplies_by_itself(len(x1), len(x2), v.shape[1]):
+            return _product(self, x1, x2, v)
+        return super().gram_matmul(x1, x2, v)
+
+    def multiplies_by_itself(self, n1: int, n2: int, columns: int) -> bool:
+        return PASS * columns * (n1 + n2) < n1 * n2
 
     def full_product(
         self, x1: Float[ArrayLike, "n1 ..."], x2: Float[ArrayLike, "n2 ..."], v: Float[ArrayLike, "n2 outputs"]
@@ -111,7 +108,7 @@ class EmpiricalNTK(Kernel):
         """
         second = check_inputs("x2", x2)
         first, _ = check_pair(x1, second)
-        return _full_product(self, first, second, _check_columns(v, (len(second), self.outputs(second))))
+        return _full_product(self, first, second, check_columns(v, (len(second), self.outputs(second))))
 
     def outputs(self, x: Float[ArrayLike, "n ..."]) -> int:
         """Give the number of outputs that the network has."""
@@ -177,9 +174,9 @@ def _sizes(one: Tangents, each_pair: bool) -> _Sizes:
             per_pair = max(per_pair, 8 * outputs**2)
     # Beside what is kept of it, an input needs its derivatives twice: as they are made, and as they are rearranged.
     return _Sizes(
-        at_once=max(1, HELD_BYTES // (4 * max(1, needed))),
-        held=max(1, HELD_BYTES // (2 * max(1, kept))),
-        pairs=max(1, PAIRS_BYTES // per_pair),
+        at_once=memory.at_once(4 * needed, memory.HELD),
+        held=memory.at_once(2 * kept, memory.HELD),
+        pairs=memory.at_once(per_pair),
     )
 
 
@@ -340,7 +337,7 @@ def _at_once(kernel: EmpiricalNTK, x: Array, columns: int) -> int:
     """How many inputs a Jacobian-vector product takes at once."""
     one = jax.eval_shape(kernel._tangents, x[:1], jnp.eye(1, kernel.outputs(x), dtype=x.dtype))
     needed = 4 * sum(leaf.size for leaf in jax.tree.leaves(one.factors))
-    return max(1, HELD_BYTES // (4 * max(1, needed) * columns))
+    return memory.at_once(4 * needed * columns, memory.HELD)
 
 
 def split(params: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -359,13 +356,3 @@ def _is_of_flax(params: Any) -> bool:
 def _alike(x1: Array, x2: Array) -> tuple[Array, Array]:
     dtype = jnp.promote_types(x1.dtype, x2.dtype)
     return x1.astype(dtype), x2.astype(dtype)
-
-
-def _check_columns(v: ArrayLike, shape: tuple[int, int | None]) -> Array:
-    v = jnp.asarray(check_array("v", v))
-    if jnp.issubdtype(v.dtype, jnp.complexfloating):
-        raise ValueError(f"v: got dtype {v.dtype}, expected real numbers")
-    if v.ndim != 2 or v.shape[0] != shape[0] or (shape[1] is not None and v.shape[1] != shape[1]):
-        columns = "columns" if shape[1] is None else shape[1]
-        raise ValueError(f"v: got shape {v.shape}, expected ({shape[0]}, {columns})")
-    return v

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array
 
 from ntkit._checks import check_callable, check_choice, wrong
-from ntkit._pytrees import told_apart
+from ntkit._pytrees import pytree_dataclass, static_field
 from ntkit.kernels.base import Kernel
+from ntkit.kernels.blocks import in_blocks
 
 Get: TypeAlias = Literal["ntk", "nngp"]
 KERNEL_FN = "a stax kernel function of (x1, x2, get), the third of (init_fn, apply_fn, kernel_fn)"
@@ -36,13 +37,12 @@ def from_stax(kernel_fn: Callable[..., Any], get: Get = "ntk") -> Kernel:
     return StaxKernel(kernel_fn, get)
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class StaxKernel(Kernel):
     """The kernel of a stax network; it has no leaves, since the network is a closure."""
 
-    kernel_fn: Callable[..., Any] = dataclasses.field(metadata={"static": True})
-    get: Get = dataclasses.field(metadata={"static": True})
+    kernel_fn: Callable[..., Any] = static_field()
+    get: Get = static_field()
 
     @property
     def engine(self) -> str:
@@ -53,6 +53,11 @@ class StaxKernel(Kernel):
         return self.get == "ntk"
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
+        # It may hold a few covariances between all pixels of both images.
+        pixels = math.prod(x1.shape[1:3]) if x1.ndim == 4 else 1
+        return in_blocks(self._pairs, self.gram_diagonal, x1, x2, 4 * x1.dtype.itemsize * pixels**2)
+
+    def _pairs(self, x1: Array, x2: Array | None) -> Array:
         values = self.kernel_fn(x1, x2, self.get)
         pairs = (len(x1), len(x1 if x2 is None else x2))
         array = isinstance(values, jax.Array | np.ndarray)

@@ -29,6 +29,26 @@ def simple_cnn(num_outputs: int, *, width: int = 32) -> nn.Module:
     return _cnn(num_outputs, stages, pools=2, hidden=64, width=width)
 
 
+def standard_convnet(num_outputs: int, *, width: int = 128, depth: int = 3) -> nn.Module:
+    """Give the network that sets of 32×32 images are usually distilled for and tested on.
+
+    Three times a convolution 3×3 of 128 channels, instance normalization, ReLU and 2×2 averages, then the readout
+    (after Gidaris & Komodakis 2018; Zhao, Mopuri, Bilen 2021, arXiv:2006.05929). Of all networks here the last hidden
+    values are `module.apply(variables, x, method="features")`.
+
+    **Arguments:** `num_outputs`: outputs of the readout. `width`: channels. `depth`: convolutions; an image needs at
+    least 2 to this power pixels in height and width.
+
+    **Returns:** a `flax.linen` module with flax's initialization. An output depends on its own image alone.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    from ntkit.networks._flax import NormalizedCNN
+
+    depth, width = check_integer("depth", depth, 1, 10), check_integer("width", width)
+    return NormalizedCNN(depth, width, check_integer("num_outputs", num_outputs))
+
+
 def alexnet(num_outputs: int, *, width: int = 128) -> nn.Module:
     """Give AlexNet for 32×32 images as papers on distillation have it: five convolutions and the readout.
 
@@ -51,6 +71,23 @@ def vgg11(num_outputs: int, *, width: int = 64) -> nn.Module:
     """
     stages = [[(64, 3)], [(128, 3)], [(256, 3)] * 2, [(512, 3)] * 2, [(512, 3)] * 2]
     return _cnn(num_outputs, stages, pools=5, hidden=None, width=width)
+
+
+def resnet18(num_outputs: int, *, width: int = 64) -> nn.Module:
+    """Give ResNet-18 for 32×32 images: a convolution, four stages of two residual blocks, the mean over pixels.
+
+    He et al. 2016 (arXiv:1512.03385), with a first convolution 3×3 without stride, no maxima, and instance
+    normalization in place of batch normalization, as papers on distillation have it.
+
+    **Arguments:** `num_outputs`: outputs of the readout. `width`: channels of the first stage; the others have two,
+    four and eight times as many.
+
+    **Returns** and **Raises:** as in [`simple_cnn`][].
+    """
+    from ntkit.networks._flax import ResNet18
+
+    num_outputs, width = check_integer("num_outputs", num_outputs), check_integer("width", width)
+    return ResNet18(width, num_outputs)
 
 
 def _cnn(

@@ -48,7 +48,9 @@ class Rotation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dynamics:
-    """A kernel on a fixed sample, at several steps of a training; [`kernel_dynamics`][ntkit.networks] makes it.
+    """A kernel on a fixed sample, at several steps of a training.
+
+    [`kernel_dynamics`][ntkit.networks.kernel_dynamics] makes it.
 
     Θ0 is the first of the kernels, Θf the last. The metrics are those of Tsilivis & Kempe 2022 (arXiv:2210.05577,
     section 5), in float64.

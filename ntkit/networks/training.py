@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,47 +13,36 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from ntkit import attacks
 from ntkit._checks import (
-    changed,
     check_batch,
     check_call,
-    check_callable,
-    check_choice,
     check_finite,
     check_flag,
     check_instance,
     check_integer,
     check_key,
     check_optimizer,
-    check_option,
     check_outputs,
-    check_positive,
     check_targets,
     told,
     wrong,
 )
 from ntkit._loops import slow_in_loops
-from ntkit._pytrees import ByValue, as_pytree, static, told_apart
-from ntkit.attacks.losses import cross_entropy, fooled
-from ntkit.data import Preprocessing, check_images
-from ntkit.data.preprocess import check_preprocessing
-from ntkit.runs import Loop, Run, columns
-from ntkit.runs.loop import check_record, check_session
+from ntkit._pytrees import ByValue, pytree_dataclass, static_field
+from ntkit.attacks.losses import fooled
+from ntkit.attacks.pipeline import Adversary, Augment, Pipeline
+from ntkit.data import check_images
+from ntkit.data.pixels import PixelModule
+from ntkit.data.targets import Loss, check_loss, classes_of, cross_entropies, mse
+from ntkit.networks.optimizers import adam, updated
+from ntkit.runs import Method, Session, iterate
+from ntkit.runs.session import check_session
 
 if TYPE_CHECKING:
     import optax
 
-Loss: TypeAlias = Callable[[Array, Array], Array]
-Adversary: TypeAlias = Callable[[Any, Array, Array, Array], Array]
-Augment: TypeAlias = Callable[[Array, Array], Array]
-Schedule: TypeAlias = Literal["cosine", "constant"]
-
-LEARNING_RATE = 1e-3
-OPTIMIZERS = ("adam", "sgd")
 # The loss of each is kept.
 MAX_STEPS = 10**8
-SCHEDULES = ("cosine", "constant")
 
 
 class Module(Protocol):
@@ -116,17 +105,13 @@ def initialize(
     *,
     key: Array,
     centred: bool = False,
-    preprocessing: Preprocessing | None = None,
 ) -> TrainedNetwork:
     """Give a network before its training: the one that [`train`][] starts from with the same arguments."""
     first = jnp.asarray(check_batch("images", images)[:1])
     check_key("key", key)
-    if preprocessing is not None:
-        check_preprocessing("preprocessing", preprocessing, first.shape[1:])
-    first = first if preprocessing is None else preprocessing.transform(first)
     centred = check_flag("centred", centred)
     key_init = jax.random.split(key)[0]
-    _outputs(module, key_init, first)
+    count_outputs(module, key_init, first)
     return _initialized(module, key_init, first, centred)
 
 
@@ -138,19 +123,12 @@ def train(
     key: Array,
     steps: int = 1000,
     loss: str | Loss = "mse",
-    optimizer: str | optax.GradientTransformation = "adam",
-    learning_rate: float | None = None,
-    schedule: Schedule = "cosine",
+    optimizer: optax.GradientTransformation | None = None,
     batch_size: int | None = None,
     centred: bool = False,
     augment: Augment | None = None,
     adversary: Adversary | None = None,
-    preprocessing: Preprocessing | None = None,
-    log_every: int = 100,
-    evaluate: Callable[[TrainedNetwork], Mapping[str, float]] | None = None,
-    run: Run | None = None,
-    checkpoint_every: float = 60.0,
-    show_progress: bool = False,
+    session: Session | None = None,
 ) -> TrainedNetwork:
     """Train a network.
 
@@ -161,18 +139,18 @@ def train(
     **Arguments:**
 
     - `module`: a flax module, for example `ntkit.fc(1).flax(num_outputs=10, width=1024)` or
-      [`ntkit.networks.vgg11`][]`(10)`. Or a trained network, to go on from: with the parameters that it has, a new
-      optimizer, and `centred` if it is.
-    - `images`: (n, height, width, channels) or (n, d), as the network shall see them. With `preprocessing`, pixels.
+      [`ntkit.networks.vgg11`][]`(10)`; [`ntkit.data.of_pixels`][] puts a preprocessing into it. Or a trained network,
+      to go on from: with the parameters that it has, a new optimizer, and `centred` if it is.
+    - `images`: (n, height, width, channels) or (n, d), as the network takes them.
     - `targets`: (n, outputs), soft labels of a distilled set or `ntkit.data.one_hot(labels, classes)`; (n, 1) with the
       signs of the classes for a network with one output.
     - `key`: for the initialization, the batches, the augmentation and the adversary.
     - `steps`: gradient steps.
     - `loss`: `"mse"`, ½ · mean over images of ‖f(x) − y‖²; `"cross_entropy"` of the softmax against the class with the
       largest target (of one output, of (−f, f) against its sign); or a function of outputs and targets.
-    - `optimizer`: `"adam"`, `"sgd"` without momentum, or any optax optimizer; the line search of one such as
+    - `optimizer`: any optax optimizer, such as those of [`ntkit.networks.adam`][] and [`ntkit.networks.sgd`][]
+      (default: Adam with a learning rate that falls from 0.001 to 0 along a cosine). The line search of one such as
       `optax.lbfgs()` is on the batch.
-    - `learning_rate`: of Adam or SGD (default: 0.001). `schedule`: `"cosine"`, which falls to 0, or `"constant"`.
     - `batch_size`: images of each step; `None`, or at least n: all. Each image comes once in an epoch, in a new order;
       what does not fill a batch at its end is left out.
     - `centred`: subtract the network's output at initialization, so that training starts from f_0 = 0 as in the
@@ -180,118 +158,65 @@ def train(
       constant learning rate η is then at step s where `flow` is at time η · s · outputs, in the limit of infinite
       width.
     - `augment`: `augment(key, images) -> images`, applied to each batch.
-    - `adversary`: `adversary(model, images, classes, key) -> images`, applied to each batch with the current network:
-      adversarial training (Madry et al. 2018, arXiv:1706.06083, eq. 2.1). An `ntkit.attacks.Adversary`, best with
+    - `adversary`: `adversary(model, images, classes, key=key) -> images`, applied to each batch with the current
+      network: adversarial training (Madry et al. 2018, arXiv:1706.06083, eq. 2.1). An `ntkit.attacks.Attack`, best with
       `stop_early=False`, or any function. The classes are those of the largest targets, or −1 and +1.
-    - `preprocessing`: applied to each batch after `augment` and `adversary`, which then work on pixels, with a model of
-      pixels: a ball is one of pixels whatever the network is fed. The network itself still takes preprocessed images.
-    - `log_every`: steps between two records of the history.
-    - `evaluate`: called with the network as it is at each record; the numbers that it returns are added to the record.
-    - `run`: a run directory to log and checkpoint to. If it has a checkpoint, the run goes on from there, to as many
-      `steps` as it was begun for; to take more, train the network that it gave.
-    - `checkpoint_every`: seconds between checkpoints.
-    - `show_progress`: whether to show a progress bar on stderr.
+    - `session`: records, checkpoints and progress, an `ntkit.runs.Session`. Its `evaluate` is called with the network
+      as it is; a record every hundred steps, unless it says otherwise. A run that is resumed goes on to as many `steps`
+      as it was begun for; to take more, train the network that it gave.
 
-    **Returns:** a [`TrainedNetwork`][].
+    **Returns:** a [`TrainedNetwork`][]. Its history has the means of `loss` and `accuracy` over the batches between two
+    records.
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if the loss became infinite or NaN;
     `Interrupted` (a `KeyboardInterrupt`) on Ctrl-C or SIGTERM, after the step was finished and, with a `run`, saved.
     """
     images = check_images("images", images)
     check_key("key", key)
+    pipeline = Pipeline.of(augment, adversary, None, np.asarray(images))
     images = jnp.asarray(images)
     targets = jnp.asarray(check_targets("targets", targets, len(images)))
     check_finite("targets", targets, "finite values")
     steps = check_integer("steps", steps, 1, MAX_STEPS)
     batch_size = None if batch_size is None else check_integer("batch_size", batch_size)
     centred = check_flag("centred", centred)
-    check_session(log_every, run, checkpoint_every, show_progress)
-    for name, function in (("augment", augment), ("adversary", adversary), ("evaluate", evaluate)):
-        if function is not None:
-            check_callable(name, function, "a function, or None")
-    if isinstance(adversary, attacks.Adversary):
-        adversary.check_pixels(np.asarray(images))
-    if preprocessing is not None:
-        check_preprocessing("preprocessing", preprocessing, images.shape[1:])
+    session = Session() if session is None else check_session(session)
     key_init, key_steps = jax.random.split(key)
-    first = images[:1] if preprocessing is None else preprocessing.transform(images[:1])
+    first = images[:1]
     if isinstance(module, TrainedNetwork):
         if centred:
             raise ValueError("centred: got True for a trained network, expected it as that network was trained")
-        outputs = _outputs(module.module, key_init, first)
+        outputs = count_outputs(module.module, key_init, first)
         start = module
     else:
-        outputs = _outputs(module, key_init, first)
+        outputs = count_outputs(module, key_init, first)
         start = _initialized(module, key_init, first, centred)
     if targets.shape[1] != outputs:
         expected = (len(images), outputs)
         raise ValueError(f"targets: got shape {targets.shape}, expected {expected} as the network's outputs")
-    plan = _Plan(
-        module=ByValue(start.module),
-        loss=_loss(loss, targets),
-        optimizer=_optimizer(optimizer, learning_rate, schedule, steps),
-        batch_size=None if batch_size is None or batch_size >= len(images) else batch_size,
-        augment=None if augment is None else static(augment),
-    )
-    fixed = _Fixed(
+    # What no augmentation and no attack changes is preprocessed once.
+    prepared = isinstance(start.module, PixelModule) and augment is None and adversary is None
+    method = _Training(
         key=key_steps,
-        images=images,
+        images=start.variables["preprocessing"].transform(images) if prepared else images,
         targets=targets,
+        start=start.variables["params"],
         others={name: values for name, values in start.variables.items() if name != "params"},
         initial=start.initial,
-        adversary=None if adversary is None else as_pytree(adversary),
-        preprocessing=preprocessing,
-    )
-    params = start.variables["params"]
-    state = _State(
-        params=params,
-        optimizer=plan.optimizer.init(params),
-        step=jnp.zeros((), jnp.int32),
-        losses=jnp.zeros(steps),
-        total=jnp.zeros(()),
-        right=jnp.zeros(()),
-        count=jnp.zeros(()),
-    )
-    # Memory of its own for each leaf, since a dispatch gives all of it away; and none of a weak type.
-    state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), state)
-    one_by_one = slow_in_loops(start.module.apply, start.variables, first)
-
-    def network(state: _State) -> TrainedNetwork:
-        # A copy: the next dispatch gives this memory away, and who is shown a network may keep it.
-        copied = jax.tree.map(jnp.copy, state.params)
-        return TrainedNetwork(fixed.others | {"params": copied}, start.module, start.initial)
-
-    def record(step: int, state: _State) -> tuple[dict[str, Any], _State]:
-        count = float(state.count)
-        found = {"step": step, "loss": float(state.total) / count, "accuracy": float(state.right) / count}
-        if not np.isfinite(found["loss"]):
-            raise FloatingPointError(
-                f"training diverged: the loss is {found['loss']} by step {step}; try a smaller learning rate"
-            )
-        if evaluate is not None:
-            found |= check_record("evaluate", evaluate, network(state))
-        return found, dataclasses.replace(state, total=jnp.zeros(()), right=jnp.zeros(()), count=jnp.zeros(()))
-
-    def advance(state: _State, count: int) -> _State:
-        return _step(plan, fixed, state) if one_by_one else _steps(plan, fixed, state, np.int32(count))
-
-    loop = Loop(
-        advance=advance,
-        record=record,
+        pipeline=pipeline,
+        module=ByValue(start.module),
+        prepared=prepared,
+        loss=check_loss(loss, _LOSSES, outputs, targets.dtype),
+        optimizer=adam(decay_over=steps) if optimizer is None else check_optimizer("optimizer", optimizer),
+        batch_size=None if batch_size is None or batch_size >= len(images) else batch_size,
         steps=steps,
-        log_every=log_every,
-        what="train",
-        run=run,
-        checkpoint_every=checkpoint_every,
-        from_argument={"params": "module", "losses": "number of steps"},
-        show_progress=show_progress,
-        one_by_one=one_by_one,
+        slow_in_loops=slow_in_loops(start.module.apply, start.variables, first),
     )
-    state, records = loop(state)
+    state, history = iterate(method, steps, session)
     # A loss is of the parameters before its step.
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
         raise FloatingPointError("training diverged: parameters are not finite at its end; try a smaller learning rate")
-    return dataclasses.replace(network(state), losses=np.asarray(state.losses), history=columns(records))
+    return dataclasses.replace(method.model(state), losses=np.asarray(state.losses), history=history)
 
 
 def _initialized(module: Module, key: Array, x: Array, centred: bool) -> TrainedNetwork:
@@ -310,100 +235,86 @@ def _apply(module: ByValue, variables: Any, initial: Any, x: Array) -> Array:
     return outputs if initial is None else outputs - module.function.apply(initial, x)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What a step does: static, so that two trainings that differ in data alone share one compilation."""
-
-    module: ByValue
-    loss: Loss
-    optimizer: optax.GradientTransformation
-    batch_size: int | None
-    augment: Augment | None
-
-
-@told_apart
-@dataclasses.dataclass(frozen=True)
-class _Fixed:
-    """What no step changes. `others`: the variables that are not trained."""
-
-    key: Array
-    images: Array
-    targets: Array
-    others: dict[str, Any]
-    initial: Any
-    adversary: Any
-    preprocessing: Preprocessing | None
-
-
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class _State:
-    """All that a step changes; what a checkpoint holds. `total`, `right`, `count`: sums since the last record."""
+    """All that a step changes. `losses`: of each step, before it."""
 
     params: Any
     optimizer: Any
     step: Array
     losses: Array
-    total: Array
-    right: Array
-    count: Array
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _steps(plan: _Plan, fixed: _Fixed, state: _State, count: Array) -> _State:
-    """Take `count` steps. The count is traced: one compilation serves every length of dispatch."""
-    return lax.fori_loop(0, count, lambda _, current: _take(plan, fixed, current), state)
+@pytree_dataclass(eq=False)
+class _Training(Method[_State]):
+    """Steps of a network. Two trainings that differ in data alone share one compilation.
 
+    `start`: the parameters before the first step. `others`: the variables that are not trained. `prepared`: whether
+    the images are as a module of pixels shows them to the network within.
+    """
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _step(plan: _Plan, fixed: _Fixed, state: _State) -> _State:
-    """Take one step, outside of any loop."""
-    return _take(plan, fixed, state)
+    what: ClassVar[str] = "train"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    log_every: ClassVar[int] = 100
+    diverged: ClassVar[str] = "training diverged"
+    from_argument: ClassVar[Mapping[str, str]] = {"params": "module", "losses": "number of steps"}
 
+    key: Array
+    images: Array
+    targets: Array
+    start: Any
+    others: dict[str, Any]
+    initial: Any
+    pipeline: Pipeline
+    module: ByValue = static_field()
+    prepared: bool = static_field()
+    loss: Loss = static_field()
+    optimizer: optax.GradientTransformation = static_field()
+    batch_size: int | None = static_field()
+    steps: int = static_field()
+    slow_in_loops: bool = static_field()
 
-def _take(plan: _Plan, fixed: _Fixed, state: _State) -> _State:
-    import optax
+    @property
+    def one_by_one(self) -> bool:
+        return self.slow_in_loops
 
-    key_augment, key_adversary = jax.random.split(jax.random.fold_in(fixed.key, state.step))
-    x, y = fixed.images, fixed.targets
-    if plan.batch_size is not None:
-        rows = _batch(fixed.key, state.step, len(x), plan.batch_size)
-        x, y = x[rows], y[rows]
-    if plan.augment is not None:
-        x = changed("augment", plan.augment, x, key_augment, x)
-    if fixed.adversary is not None:
-        model: Any = TrainedNetwork(fixed.others | {"params": state.params}, plan.module.function, fixed.initial)
-        if fixed.preprocessing is not None:
-            model = attacks.Preprocessed(model, fixed.preprocessing)
-        labels = _classes(y) if y.shape[1] > 1 else 2 * _classes(y) - 1
-        x = lax.stop_gradient(changed("adversary", fixed.adversary, x, model, x, labels, key_adversary))
-    if fixed.preprocessing is not None:
-        x = fixed.preprocessing.transform(x)
+    def init(self) -> _State:
+        return _State(self.start, self.optimizer.init(self.start), jnp.zeros((), jnp.int32), jnp.zeros(self.steps))
 
-    def objective(params: Any) -> tuple[Array, Array]:
-        outputs = _apply(plan.module, fixed.others | {"params": params}, fixed.initial, x)
-        return plan.loss(outputs, y), jnp.mean(~fooled(outputs, _classes(y)), dtype=jnp.float32)
+    def step(self, state: _State) -> tuple[_State, dict[str, Array]]:
+        import optax
 
-    (loss, right), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-    # Some optimizers ask for more than the gradient: line searches, step sizes from the loss.
-    update = optax.with_extra_args_support(plan.optimizer).update
-    updates, optimizer = update(
-        gradient,
-        state.optimizer,
-        state.params,
-        value=loss,
-        grad=gradient,
-        value_fn=lambda params: objective(params)[0],
-    )
-    return _State(
-        optax.apply_updates(state.params, updates),
-        optimizer,
-        state.step + 1,
-        state.losses.at[state.step].set(loss),
-        state.total + loss,
-        state.right + right,
-        state.count + 1,
-    )
+        key_augment, key_adversary = jax.random.split(jax.random.fold_in(self.key, state.step))
+        x, y = self.images, self.targets
+        if self.batch_size is not None:
+            rows = _batch(self.key, state.step, len(x), self.batch_size)
+            x, y = x[rows], y[rows]
+        x = self.pipeline.augmented(key_augment, x)
+        labels = classes_of(y) if y.shape[1] > 1 else 2 * classes_of(y) - 1
+        x = self.pipeline.attacked(lambda: self.model(state), x, labels, key_adversary)
+
+        def objective(params: Any) -> tuple[Array, Array]:
+            outputs = _apply(*self._seen(self.others | {"params": params}), x)
+            return self.loss(outputs, y), jnp.mean(~fooled(outputs, classes_of(y)), dtype=jnp.float32)
+
+        (loss, right), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, optimizer = updated(
+            *(self.optimizer, gradient, state.optimizer, state.params, loss), lambda params: objective(params)[0]
+        )
+        params = optax.apply_updates(state.params, updates)
+        after = _State(params, optimizer, state.step + 1, state.losses.at[state.step].set(loss))
+        return after, {"loss": loss, "accuracy": right}
+
+    def _seen(self, variables: Any) -> tuple[ByValue, Any, Any]:
+        """Give the module that is shown the images, with its variables and the initial ones."""
+        if not self.prepared:
+            return self.module, variables, self.initial
+        pixels: PixelModule = self.module.function
+        initial = None if self.initial is None else pixels.within(self.initial)
+        return ByValue(pixels.module), pixels.within(variables), initial
+
+    def model(self, state: _State) -> TrainedNetwork:
+        return TrainedNetwork(self.others | {"params": state.params}, self.module.function, self.initial)
 
 
 def _batch(key: Array, step: Array, n: int, size: int) -> Array:
@@ -413,54 +324,11 @@ def _batch(key: Array, step: Array, n: int, size: int) -> Array:
     return lax.dynamic_slice(order, (step % batches * size,), (size,))
 
 
-def _classes(targets: Array) -> Array:
-    """Give the class that each target names, from 0."""
-    return jnp.argmax(targets, axis=1) if targets.shape[1] > 1 else (targets[:, 0] > 0).astype(jnp.int32)
-
-
-def _mse(outputs: Array, targets: Array) -> Array:
-    return 0.5 * jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1))
-
-
 def _cross_entropy(outputs: Array, targets: Array) -> Array:
-    return jnp.mean(cross_entropy(outputs, _classes(targets)))
+    return jnp.mean(cross_entropies(outputs, classes_of(targets)))
 
 
-_LOSSES: dict[str, Loss] = {"mse": _mse, "cross_entropy": _cross_entropy}
-
-
-def _loss(loss: str | Loss, targets: Array) -> Loss:
-    chosen = check_option("loss", loss, _LOSSES, "a function of outputs and targets")
-    found = check_call("loss", chosen, targets, targets)
-    if getattr(found, "shape", None) != ():
-        raise ValueError(f"loss: got one that gives {told(found)}, expected a scalar")
-    return chosen
-
-
-def _optimizer(
-    optimizer: str | optax.GradientTransformation, learning_rate: float | None, schedule: Schedule, steps: int
-) -> optax.GradientTransformation:
-    check_choice("schedule", schedule, SCHEDULES)
-    if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
-        rate = LEARNING_RATE if learning_rate is None else learning_rate
-        return _named_optimizer(
-            optimizer, check_positive("learning_rate", rate), steps if schedule == "cosine" else None
-        )
-    check_optimizer("optimizer", optimizer, "'adam', 'sgd' or ")
-    if learning_rate is not None:
-        raise ValueError(
-            f"learning_rate: got {told(learning_rate)} beside an optimizer that has its own, expected none"
-        )
-    return optimizer
-
-
-@functools.cache
-def _named_optimizer(name: str, rate: float, decayed_over: int | None) -> optax.GradientTransformation:
-    # Cached: a new object would be a new static argument, and so a new compilation.
-    import optax
-
-    schedule = rate if decayed_over is None else optax.cosine_decay_schedule(rate, decayed_over)
-    return optax.adam(schedule) if name == "adam" else optax.sgd(schedule)
+_LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": _cross_entropy}
 
 
 def check_network(name: str, network: object) -> TrainedNetwork:
@@ -468,21 +336,21 @@ def check_network(name: str, network: object) -> TrainedNetwork:
     return check_instance(name, network, TrainedNetwork, "an ntkit.networks.TrainedNetwork, of train or initialize")
 
 
-def check_module(module: Module) -> None:
+def check_module(module: Module, argument: str = "module") -> None:
     """Raise `ValueError` unless `module` is a network as [`train`][] takes it."""
     name = module.__name__ if isinstance(module, type) else type(module).__name__
     bases = (module if isinstance(module, type) else type(module)).__mro__
     if any(base.__name__ == "Module" and base.__module__.startswith("flax.nnx") for base in bases):
         raise ValueError(
-            f"module: got {name}, a flax.nnx module, expected a flax.linen one: flax.nnx.bridge.to_linen({name}, …) "
-            "makes one of its class and arguments"
+            f"{argument}: got {name}, a flax.nnx module, expected a flax.linen one: "
+            f"flax.nnx.bridge.to_linen({name}, …) makes one of its class and arguments"
         )
     has_both = callable(getattr(module, "init", None)) and callable(getattr(module, "apply", None))
     if isinstance(module, type) or not has_both:
-        raise wrong("module", module, "a flax.linen module, or an object with its init and apply")
+        raise wrong(argument, module, "a flax.linen module, or an object with its init and apply")
 
 
-def _outputs(module: Module, key: Array, x: Array) -> int:
+def count_outputs(module: Module, key: Array, x: Array) -> int:
     """Give the number of outputs of a network, or raise `ValueError` if it is none that can be trained."""
     check_module(module)
     variables = check_call("module", module.init, key, x)

@@ -50,7 +50,7 @@ def save(directory: Path, step: int, state: object, notes: Any = None, *, keep: 
     existing = finished(directory)
     if existing and step < max(existing):
         raise ValueError(
-            f"step: expected at least {max(existing)}, the step of the latest checkpoint, got {step}; "
+            f"step: got {step}, expected at least {max(existing)}, the step of the latest checkpoint; "
             "restore it before going on"
         )
     leaves, arrays = _pack(state)
@@ -171,8 +171,8 @@ def _pack(state: object) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         description = None if isinstance(leaf, jax.ShapeDtypeStruct) else _describe(leaf)
         if description is None:
             raise ValueError(
-                f"state{jax.tree_util.keystr(path)}: expected an array, a PRNG key, a number or a string, "
-                f"got {type(leaf).__name__}"
+                f"state{jax.tree_util.keystr(path)}: got {type(leaf).__name__}, expected an array, a PRNG key, a "
+                "number or a string"
             )
         if description["kind"] == "key":
             description["implementation"] = str(jax.random.key_impl(leaf))
@@ -209,15 +209,15 @@ def _check(stored: list[dict[str, Any]], references: list[tuple[Any, Any]]) -> N
     if paths != stored_paths:
         absent, extra = sorted(set(paths) - set(stored_paths)), sorted(set(stored_paths) - set(paths))
         raise Mismatch(
-            "like: expected the structure of the checkpoint; "
-            f"like has {', '.join(absent) or 'nothing'} too many and lacks {', '.join(extra) or 'nothing'}",
+            f"like: got a state with {', '.join(absent) or 'nothing'} too many and {', '.join(extra) or 'nothing'} too "
+            "few, expected the structure of the checkpoint",
             absent + extra,
         )
     for leaf, (_, reference) in zip(stored, references, strict=True):
         description = _describe(reference)
         if description is None or _signature(leaf) != _signature(description):
             given = type(reference).__name__ if description is None else _signature(description)
-            expected = f"expected {_signature(leaf)} as in the checkpoint, got {given}"
+            expected = f"got {given}, expected {_signature(leaf)} as in the checkpoint"
             raise Mismatch(f"like{leaf['path']}: {expected}", [leaf["path"]])
 
 

@@ -1,20 +1,22 @@
 """A run: a directory that holds what a long computation was asked, how far it got and what came out."""
 
+import dataclasses
 import datetime
 import json
 import os
 import reprlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ntkit._checks import check_file, check_integer, check_path, wrong
+from ntkit._checks import check_file, check_instance, check_integer, check_path, wrong
 from ntkit.runs import checkpoints, environment, lock, metrics
 from ntkit.runs.files import atomic_write, is_temporary
-from ntkit.runs.report import write_report
+from ntkit.runs.report import png, write_report
+from ntkit.runs.result import Result
 
 State = TypeVar("State")
 
@@ -92,7 +94,7 @@ class Run:
         }
         directory = check_path("path", path)
         if directory.exists() and not directory.is_dir():
-            raise NotADirectoryError(f"path: expected a directory for the run, got {str(path)!r}, which is a file")
+            raise NotADirectoryError(f"path: got {str(path)!r}, which is a file, expected a directory for the run")
         try:
             directory.mkdir(parents=True, exist_ok=True)
             if (directory / "config.json").exists():
@@ -104,8 +106,9 @@ class Run:
             )
             if others:
                 raise FileExistsError(
-                    f"path: expected a new or empty directory for the run, got {str(path)!r}, which contains "
-                    f"{others[0]!r}" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
+                    f"path: got {str(path)!r}, which contains {others[0]!r}"
+                    + (f" and {len(others) - 1} more" if len(others) > 1 else "")
+                    + ", expected a new or empty directory for the run"
                 )
             lock.acquire(directory)
         except OSError as error:
@@ -140,7 +143,7 @@ class Run:
             differences = _differences(run.config, _mapping(config))
             if differences:
                 raise ValueError(
-                    f"config: expected the configuration of the run in {str(path)!r}; these keys differ: "
+                    f"config: got other values, expected those of the run in {str(path)!r}; these keys differ: "
                     + "; ".join(differences)
                 )
         changed = _differences(run.versions, environment.versions()) + _differences(
@@ -190,29 +193,34 @@ class Run:
         """All records of `log`, oldest first; a last line torn by a kill is left out."""
         return metrics.read(self._metrics)
 
-    def report(
-        self,
-        *,
-        title: str,
-        summary: str | Mapping[str, object] = "",
-        tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
-        figures: Mapping[str, object] | None = None,
-    ) -> None:
-        """Write `report.html`, with the run's configuration, versions and device in it.
+    def write(self, result: Result) -> list[str]:
+        """Write a result: `results.json`, its arrays as `results.npz`, its figures as PNGs, and `report.html`.
 
-        **Arguments:** as for [`ntkit.runs.write_report`][].
+        What an earlier call wrote is replaced. **Returns:** the names of the files.
         """
+        check_instance("result", result, Result, "an ntkit.runs.Result")
+        self._begin_writing()
+        with atomic_write(self.path / "results.json", "w") as file:
+            file.write(json.dumps(result.numbers(), indent=2) + "\n")
+        names = ["report.html", "results.json"]
+        if result.arrays:
+            with atomic_write(self.path / "results.npz") as file:
+                np.savez_compressed(file, **dict[str, Any](result.arrays))
+            names.append("results.npz")
+        pictures = {name: png(name, figure) for name, figure in result.figures.items()}
+        for name, content in pictures.items():
+            with atomic_write(self.path / f"{name}.png") as file:
+                file.write(content)
+            names.append(f"{name}.png")
         write_report(
             self.path / "report.html",
-            title=title,
-            summary=summary,
-            tables=tables,
-            figures=figures,
+            dataclasses.replace(result, figures=pictures),
             config=self.config,
             versions=self.versions,
             device=self.device,
             footer=f"Made by ntkit {self.versions['ntkit']}, {self.created}.",
         )
+        return names
 
     def save(self, step: int, state: object) -> None:
         """Write a checkpoint and return when it is on disk. The last two steps are kept.
@@ -258,8 +266,8 @@ class Run:
             step, text = stored.step, stored.notes["metrics"]
             if differences := _differences(stored.notes["config"], self.config):
                 raise ValueError(
-                    f"config: expected in {str(self.path / 'config.json')!r} what the run had at its checkpoint of "
-                    f"step {step}; these keys differ: {'; '.join(differences)}"
+                    f"config: got other values in {str(self.path / 'config.json')!r}, expected those of the run at its "
+                    f"checkpoint of step {step}; these keys differ: {'; '.join(differences)}"
                 )
             state = stored.into(like)
         elif metrics.text(self._metrics):
@@ -293,17 +301,17 @@ class Run:
 def _read_config(directory: Path, given: str) -> dict[str, Any]:
     path = directory / "config.json"
     if not directory.exists():
-        raise FileNotFoundError(f"path: expected a run directory, got {given!r}, which does not exist")
+        raise FileNotFoundError(f"path: got {given!r}, which does not exist, expected a run directory")
     if not directory.is_dir():
-        raise NotADirectoryError(f"path: expected a run directory, got {given!r}, which is a file")
+        raise NotADirectoryError(f"path: got {given!r}, which is a file, expected a run directory")
     try:
         text = check_file("path", path, "a run's configuration").read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileNotFoundError(f"path: expected a run directory, got {given!r}, which has no config.json") from None
+        raise FileNotFoundError(f"path: got {given!r}, which has no config.json, expected a run directory") from None
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"path: {str(path)!r} is not whole: expected JSON ({error})") from None
+        raise ValueError(f"path: got {str(path)!r}, which is not whole, expected JSON ({error})") from None
     kinds = {"config": dict, "versions": dict, "device": dict, "created": str}
     not_a_run = f"path: {str(path)!r} is not a run's: expected the keys {', '.join(kinds)}"
     if not isinstance(content, dict):

@@ -47,10 +47,10 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["wb", "w"] = "wb") 
     # Replacing the link itself would leave the file behind it stale.
     target = Path(os.path.realpath(given))
     if target.is_dir():
-        raise IsADirectoryError(f"path: expected a file to write, got {given!r}, which is a directory")
+        raise IsADirectoryError(f"path: got {given!r}, which is a directory, expected a file to write")
     if target.exists() and not target.is_file():
         # A rename would replace a device such as /dev/null by an ordinary file.
-        raise OSError(f"path: expected a regular file to write, got {given!r}, which is a device or a pipe")
+        raise OSError(f"path: got {given!r}, which is a device or a pipe, expected a regular file to write")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         # 0o666 is what `open` asks for: the umask has the last word.

@@ -36,7 +36,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         if record is not None:
             records.append(record)
         elif number < len(lines):
-            raise ValueError(f"{str(path)!r}, line {number}: expected a JSON object with a step, got {line[:80]!r}")
+            raise ValueError(f"{str(path)!r}, line {number}: got {line[:80]!r}, expected a JSON object with a step")
     return records
 
 

@@ -1,5 +1,7 @@
 """`report.html`: what a run gave, in one file that needs nothing else."""
 
+from __future__ import annotations
+
 import base64
 import io
 import os
@@ -7,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, SupportsFloat, TypeGuard
 
-from ntkit._checks import check_file, check_named, check_sequence, check_text, wrong
+from ntkit._checks import check_file, check_instance, check_named, check_text, wrong
 from ntkit.runs.files import atomic_write
+from ntkit.runs.result import Result, Row, text
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2129; --soft: #667085; --line: #e4e7ec; --page: #f7f8fa;
@@ -48,26 +51,19 @@ footer { color: var(--soft); font-size: .82rem; margin-top: 2.5rem; }
 
 def write_report(
     path: str | os.PathLike[str],
+    result: Result,
     *,
-    title: str,
-    summary: str | Mapping[str, object] = "",
-    tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
-    figures: Mapping[str, object] | None = None,
     config: Mapping[str, Any] | None = None,
     versions: Mapping[str, Any] | None = None,
     device: Mapping[str, Any] | None = None,
     footer: str = "",
 ) -> None:
-    """Write one self-contained HTML page: style and pictures are inside, everything else is escaped.
+    """Write a result as one self-contained HTML page: style and pictures are inside, everything else is escaped.
 
     **Arguments:**
 
     - `path`: the file to write, atomically.
-    - `title`: the heading.
-    - `summary`: a sentence or two (blank lines part paragraphs), or a few named values to be shown large.
-    - `tables`: for every caption its rows; a row maps column names to values. A column that a row lacks is empty,
-      floats are shown with four digits.
-    - `figures`: for every caption a matplotlib `Figure`, the bytes of a PNG, or the path of one.
+    - `result`: its title is the heading, its summary is shown large. A column that a row lacks is empty.
     - `config`: the configuration, shown folded together with `versions` and `device`.
     - `versions`: package versions.
     - `device`: the device.
@@ -78,22 +74,17 @@ def write_report(
     - `ValueError`: a figure is no PNG, or none of the three.
     - `OSError`: a picture cannot be read or the report not written.
     """
-    check_text("title", title)
+    check_instance("result", result, Result, "an ntkit.runs.Result")
     check_text("footer", footer)
-    if not isinstance(summary, str):
-        check_named("summary", summary, "a text, or values by their names")
-    for name, values in (("figures", figures), ("config", config), ("versions", versions), ("device", device)):
+    for name, values in (("config", config), ("versions", versions), ("device", device)):
         if values is not None:
             check_named(name, values, "a mapping with strings as keys")
-    expected = "rows, mappings of columns to values, by their captions"
-    for rows in check_named("tables", {} if tables is None else tables, expected).values():
-        if not all(isinstance(row, Mapping) for row in check_sequence("tables", rows, expected)):
-            raise wrong("tables", rows, expected)
-    body = [f"<header><h1>{escape(title)}</h1>", _summary(summary), "</header>"]
-    for caption, rows in (tables or {}).items():
-        body += ["<section>", f"<h2>{escape(caption)}</h2>", _table(rows), "</section>"]
-    for caption, figure in (figures or {}).items():
-        body += ["<section>", f"<h2>{escape(caption)}</h2>", _picture(caption, figure), "</section>"]
+    body = [f"<header><h1>{escape(result.title)}</h1>", _summary(result.summary), "</header>"]
+    for name, rows in result.tables.items():
+        body += ["<section>", f"<h2>{escape(result.caption(name))}</h2>", _table(rows), "</section>"]
+    for name, figure in result.figures.items():
+        caption = result.caption(name)
+        body += ["<section>", f"<h2>{escape(caption)}</h2>", _picture(name, caption, figure), "</section>"]
     for caption, values in (("Configuration", config), ("Versions", versions), ("Device", device)):
         if values:
             body += [f"<details><summary>{caption}</summary>", _pairs(values), "</details>"]
@@ -102,7 +93,7 @@ def write_report(
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(result.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -111,11 +102,8 @@ def write_report(
         file.write(page.encode(errors="backslashreplace"))
 
 
-def _summary(summary: str | Mapping[str, object]) -> str:
-    if isinstance(summary, str):
-        paragraphs = [part.strip() for part in summary.split("\n\n") if part.strip()]
-        return "\n".join(f'<p class="summary">{escape(part)}</p>' for part in paragraphs)
-    tiles = [f"<div><dt>{escape(str(name))}</dt><dd>{_cell(value)}</dd></div>" for name, value in summary.items()]
+def _summary(summary: Row) -> str:
+    tiles = [f"<div><dt>{escape(name)}</dt><dd>{escape(text(value))}</dd></div>" for name, value in summary.items()]
     return '<dl class="tiles">' + "".join(tiles) + "</dl>" if tiles else ""
 
 
@@ -128,9 +116,9 @@ def _table(rows: Sequence[Mapping[str, object]]) -> str:
     def attribute(name: str) -> str:
         return ' class="number"' if numeric[name] else ""
 
-    head = "".join(f"<th{attribute(name)}>{escape(str(name))}</th>" for name in columns)
+    head = "".join(f"<th{attribute(name)}>{escape(name.replace('_', ' '))}</th>" for name in columns)
     lines = [
-        "<tr>" + "".join(f"<td{attribute(name)}>{_cell(row.get(name))}</td>" for name in columns) + "</tr>"
+        "<tr>" + "".join(f"<td{attribute(name)}>{escape(text(row.get(name)))}</td>" for name in columns) + "</tr>"
         for row in rows
     ]
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -151,11 +139,11 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
     return flat
 
 
-def _picture(caption: str, figure: object) -> str:
-    data = _png(caption, figure)
+def _picture(name: str, caption: str, figure: object) -> str:
+    data = png(name, figure)
     # A PNG begins with its signature and a header chunk that has the size in pixels.
     if data[:8] != b"\x89PNG\r\n\x1a\n":
-        raise ValueError(f"figures[{caption!r}]: expected a PNG, got something else")
+        raise ValueError(f"figures[{name!r}]: got something else, expected a PNG")
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
     source = base64.b64encode(data).decode("ascii")
     return (
@@ -164,28 +152,23 @@ def _picture(caption: str, figure: object) -> str:
     )
 
 
-def _png(caption: str, figure: object) -> bytes:
+def png(name: str, figure: object) -> bytes:
+    """Give the bytes of a figure, without date or version: the same data give the same bytes.
+
+    **Arguments:** `figure`: a matplotlib `Figure`, the bytes of a PNG, or the path of one.
+    """
     if isinstance(figure, bytes):
         return figure
     if isinstance(figure, str | os.PathLike):
-        return check_file(f"figures[{caption!r}]", figure, "a PNG").read_bytes()
+        return check_file(f"figures[{name!r}]", figure, "a PNG").read_bytes()
     draw = getattr(figure, "savefig", None)
     if isinstance(figure, type) or not callable(draw):
-        raise wrong(f"figures[{caption!r}]", figure, "a matplotlib Figure, the bytes of a PNG or the path of one")
+        raise wrong(f"figures[{name!r}]", figure, "a matplotlib Figure, the bytes of a PNG or the path of one")
     buffer = io.BytesIO()
-    draw(buffer, format="png")
+    draw(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _is_number(value: object) -> TypeGuard[SupportsFloat]:
     # numpy's and JAX's scalars have __float__ too; strings have not.
     return hasattr(value, "__float__")
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool | int | str) or not _is_number(value):
-        return escape(str(value))
-    number = float(value)
-    return escape(f"{number:.4g}")

@@ -4,7 +4,7 @@ from ntkit.solvers.cholesky import Cholesky, solve
 from ntkit.solvers.conjugate_gradients import CG
 from ntkit.solvers.operators import InMemory, OnDisk, Operator, Recomputed, operator_of
 from ntkit.solvers.preconditioner import Preconditioner, randomly_pivoted_cholesky
-from ntkit.solvers.products import cross_product
+from ntkit.solvers.primal import Primal
 from ntkit.solvers.rounding import RoundingWarning
 from ntkit.solvers.solution import ConvergenceWarning, Report, Solution, Solver
 
@@ -16,12 +16,12 @@ __all__ = [
     "OnDisk",
     "Operator",
     "Preconditioner",
+    "Primal",
     "Recomputed",
     "Report",
     "RoundingWarning",
     "Solution",
     "Solver",
-    "cross_product",
     "operator_of",
     "randomly_pivoted_cholesky",
     "solve",

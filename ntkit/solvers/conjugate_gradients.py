@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ntkit._checks import check_integer, check_key, check_number, wrong
-from ntkit.runs.progress import progress as show_progress
+from ntkit.runs.bars import progress as show_progress
 from ntkit.solvers.operators import Operator
 from ntkit.solvers.placement import replicated
 from ntkit.solvers.preconditioner import Preconditioner, randomly_pivoted_cholesky

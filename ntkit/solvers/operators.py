@@ -13,15 +13,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ntkit._checks import check_integer, traced, wrong
-from ntkit.gram import gram as gram_in_blocks
-from ntkit.gram.devices import check_mesh, on_each
-from ntkit.kernels import Kernel
+from ntkit.grams import gram as gram_in_blocks
+from ntkit.kernels import Kernel, memory
 from ntkit.kernels.base import check_kernel
+from ntkit.kernels.tiled import matmul
+from ntkit.runs.meshes import check_mesh, on_each
 from ntkit.solvers import products
 from ntkit.solvers.placement import ROWS, WHOLE, flat_mesh, gathered, replicated, rows_apart
 
-# What one read from disk may take.
-READ_BYTES = 2**28
 # Inputs on a side of a tile that is not worth cutting.
 _SMALL = 128
 
@@ -102,8 +101,8 @@ class OnDisk(Operator):
         self._gram = gram
         self.size, self.dtype = len(gram), _dtype_of(gram)
         self._asked = mesh
-        fitting = READ_BYTES // (self.size * gram.dtype.itemsize)
-        self._count = min(self.size, max(1, fitting) if block_size is None else block_size)
+        fitting = memory.at_once(self.size * gram.dtype.itemsize, memory.HELD)
+        self._count = min(self.size, fitting if block_size is None else block_size)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -137,8 +136,8 @@ class Recomputed(Operator):
     Tiles on and above the diagonal are computed, those below it mirrored.
 
     **Arguments:** `x`: n inputs; every device holds all of them. `mesh`: its devices share the tiles. `block_size`:
-    inputs on a side of a tile, at most; default: an eighth of n, or as many as need about 64 MiB by
-    `kernel.pair_bytes`.
+    inputs on a side of a tile, at most; default: an eighth of n, or as many as need about 64 MiB. On one device a
+    kernel with a `matmul` of its own has the word.
     """
 
     def __init__(
@@ -153,6 +152,9 @@ class Recomputed(Operator):
         return flat_mesh(self._asked, self.x)
 
     def matvec(self, v: Array) -> Array:
+        own = self.kernel.multiplies_by_itself(self.size, self.size, v.shape[1])
+        if own and self.mesh.devices.size == 1 and self._block_size is None:
+            return self.kernel.matmul(self.x, self.x, v)
         kernel, x, diagonal, tiles = self._placed
         return products.symmetric_product(self.mesh, self._side, kernel, x, diagonal, tiles, v)
 
@@ -178,7 +180,7 @@ class Recomputed(Operator):
     @functools.cached_property
     def _tiles(self) -> int:
         """How many tiles there are along a side."""
-        pairs = products.pairs_in_a_tile(self.kernel, self.x)
+        pairs = memory.pairs_at_once(self.dtype.itemsize)
         # A tile on the diagonal has each pair twice: of one tile that is half, of eight along a side a ninth.
         most = min(math.isqrt(pairs), max(_SMALL, -(-self.size // 8))) if self._block_size is None else self._block_size
         devices = self.mesh.devices.size
@@ -241,7 +243,7 @@ def _asymmetry(gram: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _product(mesh: Mesh, rows: Array, v: Array) -> Array:
-    return gathered(mesh, on_each(mesh, products.matmul, (ROWS, WHOLE), ROWS)(rows, v))
+    return gathered(mesh, on_each(mesh, matmul, (ROWS, WHOLE), ROWS)(rows, v))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from ntkit.gram.devices import spans_processes, with_one_axis
+from ntkit.runs.meshes import spans_processes, with_one_axis
 
 AXIS = "rows"
 WHOLE = PartitionSpec()

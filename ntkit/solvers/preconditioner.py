@@ -10,9 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
+from ntkit.kernels.tiled import matmul
 from ntkit.solvers.operators import Operator
 from ntkit.solvers.placement import replicated
-from ntkit.solvers.products import matmul
 
 # Pivots proposed at once: enough for one product to be worth its while, few enough for most to be accepted.
 _PROPOSALS = 128

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ntkit._pytrees import told_apart
+from ntkit._pytrees import pytree_dataclass, static_field
 from ntkit.solvers.operators import Operator
 
 
@@ -15,8 +14,7 @@ class ConvergenceWarning(UserWarning):
     """An iterative solver stopped before it reached the residual that was asked for."""
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Report:
     """What an iterative solver has to say of its answer, a JAX pytree.
 
@@ -33,12 +31,11 @@ class Report:
     residual: Float[Array, " outputs"]
     steps: Int[Array, " outputs"]
     converged: Bool[Array, " outputs"]
-    tolerance: float = dataclasses.field(metadata={"static": True})
-    rank: int = dataclasses.field(metadata={"static": True})
+    tolerance: float = static_field()
+    rank: int = static_field()
 
 
-@told_apart
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Solution:
     """The answer of a solver.
 

@@ -19,7 +19,7 @@ RADII = st.sampled_from([8 / 255, 1 / 3, 1e-3, 1e-7, 0.5, 1.0])
 
 @functools.partial(jax.jit, static_argnums=0)
 def project(ball, x, candidate):
-    return ball.project(jnp.asarray(x), candidate, (0, 1))
+    return ball.project(jnp.asarray(x), candidate)
 
 
 def exact_size(ball, change):
@@ -50,7 +50,7 @@ def test_of_images(ball) -> None:
     x = rng.random((50, 32, 32, 3), np.float32)
     x[:5], x[5:10] = 0, 1
     keys = jax.random.split(jax.random.key(0), 50)
-    for points in (ball.random(keys, x, (0, 1)), ball.surface(keys, x, (0, 1)), project(ball, x, 3 - x * 6)):
+    for points in (ball.random(keys, x), ball.surface(keys, x), project(ball, x, 3 - x * 6)):
         assert inside(ball, x, points)
     # It uses the ball up to a few roundings where the bounds allow.
     middle = np.full_like(x, 0.5)
@@ -62,7 +62,7 @@ def test_of_images(ball) -> None:
 @pytest.mark.parametrize("ball", [Linf(0.25), L2(0.5)])
 def test_a_point_of_the_ball_stays(ball) -> None:
     x = np.full((2, 4, 4, 1), 0.5, np.float32)
-    np.testing.assert_array_equal(ball.project(x, x + 2**-4, (0, 1)), x + 2**-4)
+    np.testing.assert_array_equal(ball.project(x, x + 2**-4), x + 2**-4)
 
 
 def test_steepest_and_sizes() -> None:
@@ -77,11 +77,43 @@ def test_steepest_and_sizes() -> None:
 def test_random_points_fill_the_ball() -> None:
     x = np.full((4000, 2), 0.5, np.float32)
     keys = jax.random.split(jax.random.key(0), len(x))
-    change = np.asarray(L2(0.4).random(keys, x, (0, 1))) - x
+    change = np.asarray(L2(0.4).random(keys, x)) - x
     # Uniform in a disk: the mean of the squared radius is half of the largest.
     assert np.mean(np.sum(change**2, axis=1)) == pytest.approx(0.08, rel=0.05)
-    change = np.asarray(Linf(0.4).random(keys, x, (0, 1))) - x
+    change = np.asarray(Linf(0.4).random(keys, x)) - x
     assert np.mean(change**2) == pytest.approx(0.16 / 3, rel=0.05)
+
+
+def test_every_image_has_its_own_radius() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.uniform(0.3, 0.7, (30, 4, 4, 3)).astype(np.float32)
+    radii = rng.uniform(0.01, 0.2, 30).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 30)
+    for ball in (Linf(0.5), L2(0.5)):
+        for found in (
+            ball.random(keys, x, radii),
+            ball.surface(keys, x, radii),
+            ball.project(x, 3 - 6 * x, radii),
+            ball.settle(x, ball.project(x, 3 - 6 * x, radii), radii),
+        ):
+            sizes = exact_size(ball, np.asarray(found, np.float64) - x)
+            assert (sizes <= radii.astype(np.float64)).all()
+            assert (sizes > 0.1 * radii).all()
+        for i in (0, 7):
+            one = type(ball)(float(radii[i]))
+            rows = slice(i, i + 1)
+            np.testing.assert_allclose(ball.surface(keys, x, radii)[rows], one.surface(keys[rows], x[rows]), atol=1e-6)
+
+
+def test_random_points_fill_the_ball_of_what_may_change() -> None:
+    x = np.full((4000, 5), 0.5, np.float32)
+    keys, mask = jax.random.split(jax.random.key(0), len(x)), np.zeros((4000, 5), bool)
+    mask[:, [1, 3]] = True
+    change = np.asarray(L2(0.4).random(keys, x, mask=mask)) - x
+    assert (change[:, [0, 2, 4]] == 0).all()
+    # Uniform in a disk of two dimensions.
+    assert np.mean(np.sum(change**2, axis=1)) == pytest.approx(0.08, rel=0.05)
+    np.testing.assert_allclose(exact_size(L2(0.4), np.asarray(L2(0.4).surface(keys, x, mask=mask)) - x), 0.4, rtol=1e-5)
 
 
 def test_balls_are_values() -> None:
@@ -93,3 +125,15 @@ def test_balls_are_values() -> None:
 def test_bad_radius(radius) -> None:
     with pytest.raises(ValueError, match="radius: got"):
         Linf(radius)
+
+
+@pytest.mark.parametrize("bounds", [(1, 0), 1, (0, np.nan), (0, 1, 2), None, ("a", 1)], ids=str)
+def test_bad_bounds(bounds) -> None:
+    with pytest.raises(ValueError, match=r"bounds: got .*, expected \(lowest, highest\)"):
+        L2(0.1, bounds)
+
+
+def test_a_radius_in_other_units() -> None:
+    with pytest.raises(ValueError, match=r"radius: got 8, expected at most 1, .* in units of 255"):
+        Linf(8)
+    assert Linf(8, bounds=(0, 255)).bounds == (0.0, 255.0)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from ntkit import attacks, data
-from ntkit.attacks import L2, Adversary, Linf
-from tests.attacks.models import FOUR, IMAGES, predicted
-from tests.attacks.test_attacks import ALL
+from ntkit.attacks import L2, PGD, Linf
+from tests.attacks.models import ALL, FOUR, IMAGES, predicted
 from tests.attacks.test_half import exactly_inside
 
 KEY = jax.random.key(0)
@@ -51,7 +50,7 @@ class Changing:
 
 
 def attacked(model):
-    return np.asarray(attacks.fgsm(model, X, np.zeros(len(X), int), BALL))
+    return np.asarray(attacks.FGSM(BALL)(model, X, np.zeros(len(X), int)))
 
 
 def along(weights, relu=False):
@@ -73,7 +72,7 @@ def test_models_are_not_compared_by_value(make) -> None:
         lambda model: model.outputs,
         lambda model: lambda x: model(x),
         lambda model: functools.partial(Changing.outputs, model),
-        lambda model: attacks.Preprocessed(model, data.Standardize.fit(X)),
+        lambda model: data.of_pixels(model, data.Standardize.fit(X)),
     ],
     ids=["object", "method", "closure", "partial", "preprocessed"],
 )
@@ -115,9 +114,9 @@ def test_what_was_not_changed_is_not_compiled_again() -> None:
 def test_bounds_of_any_kind(bounds) -> None:
     labels = predicted(FOUR, IMAGES)
     for name in ("fgsm", "pgd", "square"):
-        found = ALL[name](FOUR, IMAGES, labels, Linf(0.02), bounds=bounds)
+        found = ALL[name](FOUR, IMAGES, labels, Linf(0.02, bounds))
         np.testing.assert_array_equal(found, ALL[name](FOUR, IMAGES, labels, Linf(0.02)))
-    assert Adversary("pgd", Linf(0.02), bounds=bounds) == Adversary("pgd", Linf(0.02))
+    assert PGD(Linf(0.02, bounds)) == PGD(Linf(0.02))
 
 
 @pytest.mark.parametrize("name", ["fgsm", "square", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -126,7 +125,7 @@ def test_pixels_that_are_beyond_by_rounding_are_clipped(name, ball) -> None:
     bounds = (0.1, 0.9)
     x = (0.1 + 0.8 * (IMAGES - 0.3) / 0.4).clip(0.1, 0.9)
     x[:3], x[3:6] = np.float32(0.9) + np.float32(1.2e-7), np.float32(0.1) - np.float32(1.2e-7)
-    found = ALL[name](FOUR, x, predicted(FOUR, x), ball, bounds=bounds)
+    found = ALL[name](FOUR, x, predicted(FOUR, x), dataclasses.replace(ball, bounds=bounds))
     # Around the images as they were given.
     assert exactly_inside(ball, x, found, bounds)
 
@@ -138,4 +137,4 @@ def test_the_excess_is_said() -> None:
         r"x: got values from 0\.3\d+ to 1\.00001001\d+, beyond by 1e-05, expected pixels within the bounds \(0, 1\)"
     )
     with pytest.raises(ValueError, match=message):
-        attacks.fgsm(FOUR, x, np.zeros(40, int), Linf(0.1))
+        attacks.FGSM(Linf(0.1))(FOUR, x, np.zeros(40, int))

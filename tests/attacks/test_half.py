@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from ntkit import attacks
-from ntkit.attacks import L2, Adversary, Linf
-from tests.attacks.models import IMAGES, OFFSETS, WEIGHTS, predicted
-from tests.attacks.test_attacks import ALL, distances
+from ntkit.attacks import L2, PGD, Linf
+from tests.attacks.models import ALL, IMAGES, OFFSETS, WEIGHTS, distances, predicted
 
 KEY = jax.random.key(0)
 HALVES = [jnp.bfloat16, jnp.float16]
@@ -70,8 +69,8 @@ def test_images_and_logits_of_different_dtypes(of_images) -> None:
 def test_half_in_compiled_code_and_in_evaluate() -> None:
     x, ball = jnp.asarray(IMAGES, jnp.bfloat16), Linf(0.1)
     labels = jnp.asarray(predicted(strict, x))
-    adversary = Adversary("pgd", ball, steps=5)
-    found = jax.jit(lambda x: adversary(strict, x, labels, KEY))(x)
+    adversary = PGD(ball, steps=5)
+    found = jax.jit(lambda x: adversary(strict, x, labels, key=KEY))(x)
     assert found.dtype == jnp.bfloat16
     assert exactly_inside(ball, x, found)
     assert attacks.evaluate(strict, x, labels, adversary).worst < 0.5
@@ -82,9 +81,9 @@ def test_half_in_compiled_code_and_in_evaluate() -> None:
 def test_settled_is_inside_and_uses_the_ball(ball, dtype) -> None:
     x = np.random.default_rng(0).random((4, 40)).astype(dtype)
     x[0], x[1] = 0, 1
-    there = ball.project(jnp.asarray(x, jnp.float32), 3 - 6 * jnp.asarray(x, jnp.float32), (0, 1))
-    for settle in (ball.settle, jax.jit(ball.settle, static_argnums=2)):
-        found = settle(jnp.asarray(x), there, (0, 1))
+    there = ball.project(jnp.asarray(x, jnp.float32), 3 - 6 * jnp.asarray(x, jnp.float32))
+    for settle in (ball.settle, jax.jit(ball.settle)):
+        found = settle(jnp.asarray(x), there)
         assert found.dtype == dtype
         assert exactly_inside(ball, x, found)
     if ball.radius > 0.1:

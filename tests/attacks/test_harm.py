@@ -1,16 +1,17 @@
 """No attack gives an image back that is less harmful than it was, and none loses what it found."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
 from ntkit import attacks, data, fc, ntk, regression
-from ntkit.attacks import L2, Adversary, Linf
+from ntkit.attacks import L2, PGD, Attack, Linf
 from ntkit.attacks.losses import margin
-from ntkit.attacks.problem import problem
-from tests.attacks.models import FOUR, IMAGES, predicted
-from tests.attacks.test_attacks import ALL
+from tests.attacks.models import ALL, FOUR, IMAGES, predicted
 
 KEY = jax.random.key(0)
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("apgd-t", "autoattack")]
@@ -31,8 +32,8 @@ def test_a_wrong_model_stays_wrong(name, ball) -> None:
 @pytest.mark.parametrize("options", [{}, {"stop_early": False, "restarts": 2}])
 def test_a_wrong_model_stays_wrong_in_compiled_code(options) -> None:
     x, labels = jnp.full((100, 1), 0.49), jnp.ones(100, int)
-    adversary = Adversary("pgd", Linf(0.1), **options)
-    found = jax.jit(lambda x, key: adversary(step, x, labels, key))(x, KEY)
+    adversary = PGD(Linf(0.1), **options)
+    found = jax.jit(lambda x, key: adversary(step, x, labels, key=key))(x, KEY)
     assert (predicted(step, found) != labels).all()
 
 
@@ -69,7 +70,7 @@ def test_a_larger_ball_never_does_worse() -> None:
     x, labels = split.test.images[30:40], split.test.labels[30:40]
     wrong = np.zeros(len(x), bool)
     for radius in (0.0977, 0.1, 0.105):
-        found = attacks.fab(model, x, labels, Linf(radius), key=KEY, steps=30)
+        found = attacks.FAB(Linf(radius), steps=30)(model, x, labels, key=KEY)
         now = predicted(jax.jit(model), found) != labels
         assert (now >= wrong).all()
         wrong = now
@@ -78,18 +79,27 @@ def test_a_larger_ball_never_does_worse() -> None:
 
 def test_a_search_that_stopped_too_early_goes_on() -> None:
     labels, ball = predicted(FOUR, IMAGES), Linf(0.1)
-    adversarial = attacks.pgd(FOUR, IMAGES, labels, ball, random_start=False)
+    adversarial = attacks.PGD(ball, random_start=False)(FOUR, IMAGES, labels)
     fooled = predicted(FOUR, adversarial) != labels
     assert fooled.sum() > 20
     asked = []
 
-    def core(model, x, classes, keys, done, clearance):
+    def ask(done, clearance):
         asked.append((np.asarray(done), np.asarray(clearance)))
-        # It says of all that the model is wrong, and is right in that about half of them at first.
-        half = jnp.arange(len(x)) % 2 == 0
-        return jnp.where((half | (len(asked) > 1))[:, None, None, None], adversarial, x), ~done
+        return np.int32(len(asked))
 
-    found = problem(FOUR, IMAGES, labels, ball, (0, 1)).solve(core, KEY, 500, None)
+    @dataclasses.dataclass(frozen=True)
+    class TooEarly(Attack):
+        def perturb(self, model, task):
+            attempt = io_callback(ask, jax.ShapeDtypeStruct((), jnp.int32), task.done, task.clearance)
+            # It says of all that the model is wrong, and is right in that about half of them at first.
+            half = jnp.arange(len(task.x)) % 2 == 0
+            return task.keep(half | (attempt > 1), jnp.asarray(adversarial), task.x), ~task.done
+
+        def harm(self):
+            return None
+
+    found = TooEarly(ball)(FOUR, IMAGES, labels, key=KEY)
     np.testing.assert_array_equal(found, np.where(fooled[:, None, None, None], adversarial, IMAGES))
     (first, small), (second, larger) = asked[:2]
     assert not first.any()

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkit import attacks, regression
-from ntkit.attacks import Adversary, Linf, Preprocessed
-from ntkit.data import Standardize
+from ntkit import attacks, data
+from ntkit.attacks import APGD, FAB, FGSM, PGD, AutoAttack, Linf, Square
+from ntkit.data import Standardize, of_pixels
 from tests.attacks.models import IMAGES, D, predicted
 
 KEY = jax.random.key(0)
@@ -62,18 +62,18 @@ LABELS = predicted(MODEL, X)
 @pytest.mark.parametrize(
     ("attack", "options"),
     [
-        ("fgsm", {}),
-        ("pgd", {"steps": 3}),
-        ("apgd", {"steps": 3}),
-        ("fab", {"steps": 3}),
-        ("square", {"queries": 20}),
+        (FGSM, {}),
+        (PGD, {"steps": 3}),
+        (APGD, {"steps": 3}),
+        (FAB, {"steps": 3}),
+        (Square, {"queries": 20}),
     ],
 )
 def test_a_pytree_with_functions_is_attacked_as_the_function_that_it_is(attack, options) -> None:
-    adversary = Adversary(attack, Linf(0.2), **options)
-    expected = adversary(lambda x: MODEL(x), X, LABELS, KEY)
+    adversary = attack(Linf(0.2), **options)
+    expected = adversary(lambda x: MODEL(x), X, LABELS, key=KEY)
     assert np.any(expected != X)
-    np.testing.assert_allclose(adversary(MODEL, X, LABELS, KEY), expected, atol=1e-6)
+    np.testing.assert_allclose(adversary(MODEL, X, LABELS, key=KEY), expected, atol=1e-6)
 
 
 def test_it_is_compiled_anew_for_its_functions_and_not_for_its_arrays() -> None:
@@ -84,38 +84,38 @@ def test_it_is_compiled_anew_for_its_functions_and_not_for_its_arrays() -> None:
         return jnp.tanh(x)
 
     one, two = network(activation), network(activation, -1.0)
-    found = [attacks.fgsm(model, X, LABELS, Linf(0.1)) for model in (one, two)]
+    found = [attacks.FGSM(Linf(0.1))(model, X, LABELS) for model in (one, two)]
     count = len(traced)
-    again = [attacks.fgsm(model, X, LABELS, Linf(0.1)) for model in (one, two)]
+    again = [attacks.FGSM(Linf(0.1))(model, X, LABELS) for model in (one, two)]
     assert len(traced) == count
     np.testing.assert_array_equal(found, again)
     assert np.any(found[0] != found[1])
     relu = Network([dataclasses.replace(one.layers[0], activation=jax.nn.relu), *one.layers[1:]])
     np.testing.assert_array_equal(
-        attacks.fgsm(relu, X, LABELS, Linf(0.1)), attacks.fgsm(lambda x: relu(x), X, LABELS, Linf(0.1))
+        attacks.FGSM(Linf(0.1))(relu, X, LABELS), attacks.FGSM(Linf(0.1))(lambda x: relu(x), X, LABELS)
     )
 
 
 def test_whatever_takes_models_takes_it() -> None:
-    assert regression.accuracy(MODEL, X, LABELS) == 1
-    found = attacks.evaluate(MODEL, X, LABELS, Adversary("autoattack", Linf(0.3), steps=3, queries=20))
+    assert data.accuracy(MODEL, X, LABELS) == 1
+    found = attacks.evaluate(MODEL, X, LABELS, AutoAttack(Linf(0.3), steps=3, queries=20))
     assert found.clean == 1
     assert found.worst < 1
     preprocessing = Standardize.fit(X)
-    pixels = Preprocessed(MODEL, preprocessing)
+    pixels = of_pixels(MODEL, preprocessing)
     labels = predicted(pixels, X)
     np.testing.assert_allclose(
-        attacks.fgsm(pixels, X, labels, Linf(0.1)),
-        attacks.fgsm(lambda x: MODEL(preprocessing.transform(x)), X, labels, Linf(0.1)),
+        attacks.FGSM(Linf(0.1))(pixels, X, labels),
+        attacks.FGSM(Linf(0.1))(lambda x: MODEL(preprocessing.transform(x)), X, labels),
         atol=1e-6,
     )
 
     @jax.jit
     def inside(weights):
         model = Network([dataclasses.replace(MODEL.layers[0], weights=weights), *MODEL.layers[1:]])
-        return attacks.fgsm(model, X, LABELS, Linf(0.1))
+        return attacks.FGSM(Linf(0.1))(model, X, LABELS)
 
-    np.testing.assert_allclose(inside(MODEL.layers[0].weights), attacks.fgsm(MODEL, X, LABELS, Linf(0.1)), atol=1e-6)
+    np.testing.assert_allclose(inside(MODEL.layers[0].weights), attacks.FGSM(Linf(0.1))(MODEL, X, LABELS), atol=1e-6)
 
 
 def test_a_pytree_that_jax_cannot_compare() -> None:
@@ -132,7 +132,7 @@ def test_a_pytree_that_jax_cannot_compare() -> None:
             return cls()
 
     np.testing.assert_allclose(
-        attacks.fgsm(Unhashable(), X, LABELS, Linf(0.1)), attacks.fgsm(MODEL, X, LABELS, Linf(0.1)), atol=1e-6
+        attacks.FGSM(Linf(0.1))(Unhashable(), X, LABELS), attacks.FGSM(Linf(0.1))(MODEL, X, LABELS), atol=1e-6
     )
 
 
@@ -145,11 +145,11 @@ def test_losses_that_cannot_be_hashed() -> None:
             return -self.scale * outputs[jnp.arange(len(outputs)), classes]
 
     loss = Negative(jnp.ones(()))
-    expected = attacks.fgsm(MODEL, X, LABELS, Linf(0.1), loss=lambda outputs, classes: loss(outputs, classes))
-    np.testing.assert_array_equal(attacks.fgsm(MODEL, X, LABELS, Linf(0.1), loss=loss), expected)
-    adversary = Adversary("fgsm", Linf(0.1), loss=loss)
+    expected = attacks.FGSM(Linf(0.1), loss=lambda outputs, classes: loss(outputs, classes))(MODEL, X, LABELS)
+    np.testing.assert_array_equal(attacks.FGSM(Linf(0.1), loss=loss)(MODEL, X, LABELS), expected)
+    adversary = FGSM(Linf(0.1), loss=loss)
     assert isinstance(hash(adversary), int)
-    np.testing.assert_array_equal(adversary(MODEL, X, LABELS, KEY), expected)
+    np.testing.assert_array_equal(adversary(MODEL, X, LABELS, key=KEY), expected)
 
 
 class Dropout(nn.Module):
@@ -185,13 +185,13 @@ def test_networks_as_they_train(module) -> None:
 
     message = "^model: got a network that draws random numbers or changes its state .*, expected it as it is evaluated"
     with pytest.raises(ValueError, match=message):
-        attacks.pgd(model, X, LABELS, Linf(0.1), key=KEY)
+        attacks.PGD(Linf(0.1))(model, X, LABELS, key=KEY)
     if isinstance(module, nnx.Module):
         module.eval()
-        assert attacks.pgd(model, X, LABELS, Linf(0.1), key=KEY).shape == X.shape
+        assert attacks.PGD(Linf(0.1))(model, X, LABELS, key=KEY).shape == X.shape
     else:
         with pytest.raises(ValueError, match=message):
-            regression.accuracy(model, X, LABELS)
+            data.accuracy(model, X, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -207,4 +207,4 @@ def test_networks_as_they_train(module) -> None:
 )
 def test_models_whose_outputs_are_none(outputs, message) -> None:
     with pytest.raises(ValueError, match=message + r".*, expected .*"):
-        attacks.fgsm(outputs, X, LABELS, Linf(0.1))
+        attacks.FGSM(Linf(0.1))(outputs, X, LABELS)

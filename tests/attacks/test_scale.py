@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from ntkit import attacks
-from ntkit.attacks import L2, Adversary, Linf, MaskedGradientsWarning
+from ntkit.attacks import FGSM, L2, Linf, MaskedGradientsWarning
 from ntkit.attacks.losses import cross_entropy, log_odds
-from tests.attacks.models import FOUR, IMAGES, OFFSETS, WEIGHTS, predicted
-from tests.attacks.test_attacks import ALL, distances
+from tests.attacks.models import ALL, FOUR, IMAGES, OFFSETS, WEIGHTS, distances, predicted
 
 KEY = jax.random.key(0)
 ENDS = {"logits": lambda z: z, "softmax": jax.nn.softmax, "log_softmax": jax.nn.log_softmax}
@@ -93,7 +92,7 @@ def test_evaluate_says_that_gradients_carry_no_signal() -> None:
         return x
 
     backwards.defvjp(lambda x: (x, None), lambda _, slope: (-slope,))
-    labels, against = predicted(FOUR, IMAGES), Adversary("fgsm", Linf(0.02))
+    labels, against = predicted(FOUR, IMAGES), FGSM(Linf(0.02))
     for model, sign in (
         (lambda x: jnp.round(FOUR(x)), "exactly zero at 100%"),
         (lambda x: jax.nn.softmax(1e4 * FOUR(x)), "exactly zero at"),

@@ -8,13 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from ntkit import distill, fc, ntk
-from ntkit.attacks import Adversary, Linf
+from ntkit import fc, ntk
+from ntkit.attacks import PGD, Linf
 from ntkit.cli import main
 from ntkit.cli.distill import run_within
 from ntkit.data import Standardize, load
 from ntkit.distill import Distilled
 from ntkit.runs import Run
+from tests import flat
 
 SMALL = ("--steps", "20", "--target-batch", "50", "--full-set-limit", "100", "--adversary", "pgd", "--radius", "0.1")
 SMALL += ("--adversary-steps", "2", "--attacked-images", "20", "--network-steps", "20", "--network-width", "16")
@@ -42,8 +43,8 @@ def test_a_robust_set_and_a_clean_one(tmp_path, capsys) -> None:
     main(["distill", *SMALL, "--out", str(out)])
     printed = capsys.readouterr().out
     assert "20 test images under attack, l∞ 0.1" in printed
-    rows = json.loads((out / "robustness.json").read_text())
-    assert [row["trained_on"] for row in rows] == [
+    rows = json.loads((out / "results.json").read_text())["robustness"]
+    assert [row["trained on"] for row in rows] == [
         "10 images of adv-KIP",
         "10 images of KIP",
         "10 images of adv-KIP",
@@ -51,7 +52,7 @@ def test_a_robust_set_and_a_clean_one(tmp_path, capsys) -> None:
         "100 real",
         "100 real, adversarial training",
     ]
-    assert all(0 <= row["autoattack"] <= row["clean"] <= 1 and row["seeds"] == 1 for row in rows)
+    assert all(0 <= row["AutoAttack"] <= row["clean"] <= 1 for row in rows)
     report = (out / "report.html").read_text()
     assert all(word in report for word in ("PGD-20", "AutoAttack", "masked gradients"))
     robust, clean = Distilled.load(out / "distilled.npz"), Distilled.load(out / "clean" / "distilled.npz")
@@ -63,16 +64,16 @@ def test_a_robust_set_and_a_clean_one(tmp_path, capsys) -> None:
     shutil.rmtree(out / "clean")
     (out / "clean").mkdir()
     (out / "clean" / ".lock").touch()
-    (out / "robustness.json").unlink()
+    (out / "results.json").unlink()
     main(["distill", "--resume", str(out), *SMALL])
-    assert json.loads((out / "robustness.json").read_text()) == rows
+    assert json.loads((out / "results.json").read_text())["robustness"] == rows
     np.testing.assert_array_equal(Distilled.load(out / "clean" / "distilled.npz").images, clean.images)
 
     # And it is what the library does.
     train = load("digits").train
-    expected = distill.kip(
+    expected = flat.kip(
         ntk(fc(1)), train.images, train.labels, per_class=1, steps=20, target_batch=50, key=jax.random.key(0),
-        optimizer=optax.adam(0.01), adversary=Adversary("pgd", Linf(0.1), steps=2, stop_early=False),
+        optimizer=optax.adam(0.01), adversary=PGD(Linf(0.1), steps=2, stop_early=False),
         preprocessing=Standardize.fit(train.images),
     )  # fmt: skip
     np.testing.assert_allclose(robust.images, expected.images, atol=1e-4)

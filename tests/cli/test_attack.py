@@ -27,7 +27,7 @@ def results(path):
 
 
 def loaded(path):
-    with np.load(path / "adversarial.npz") as content:
+    with np.load(path / "results.npz") as content:
         return content["clean"], content["adversarial"], content["labels"]
 
 
@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_run_directory_is_complete(finished):
-    names = {"config.json", "adversarial.npz", "results.json", "report.html", "transfer.png", "examples.png"}
+    names = {"config.json", "results.npz", "results.json", "report.html", "transfer.png", "examples.png"}
     assert names <= set(os.listdir(finished))
     assert Run.resume(finished).config["radius"] == 0.15
     report = (finished / "report.html").read_text()
@@ -59,28 +59,28 @@ def test_the_examples_are_in_their_ball_and_fool_the_kernel(finished):
     assert np.abs(adversarial.astype(np.float64) - clean).max() <= 0.15
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
-    kernel = results(finished)["kernel"]["accuracy"]
+    kernel = results(finished)["accuracy"][0]
     assert kernel["clean"] > 0.9
-    assert kernel["noise"] > kernel["kernel"] + 0.2
+    assert kernel["noise"] > kernel["kernel-crafted"] + 0.2
 
 
 @pytest.mark.slow
 def test_networks_fall_for_what_was_crafted_on_the_kernel(finished):
-    rows = results(finished)["networks"]
-    assert [(row["network"], row["steps"]) for row in rows] == [
+    rows = results(finished)["accuracy"][1:]
+    assert [(row["model"], row["steps"]) for row in rows] == [
         ("fc1, width 16", 40),
         ("fc1, width 16", 80),
         ("fc1, width 256", 40),
         ("fc1, width 256", 80),
     ]
     for row in rows:
-        assert set(row["accuracy"]) == {"clean", "noise", "kernel", "white_box"}
-        assert all(len(values) == 2 for values in row["accuracy"].values())
-    narrow, wide = ({name: np.mean(values) for name, values in row["accuracy"].items()} for row in rows[1::2])
-    assert wide["noise"] > wide["kernel"] + 0.1
+        assert set(row) == {"model", "steps", "clean", "noise", "kernel-crafted", "white-box"}
+        assert all(len(row[name]["values"]) == 2 for name in [*row][2:])
+    narrow, wide = ({name: row[name]["mean"] for name in [*row][2:]} for row in rows[1::2])
+    assert wide["noise"] > wide["kernel-crafted"] + 0.1
     # As much as for what is crafted on the network itself, if it is wide.
-    assert abs(wide["kernel"] - wide["white_box"]) < 0.1
-    assert narrow["kernel"] - narrow["white_box"] > 0.1
+    assert abs(wide["kernel-crafted"] - wide["white-box"]) < 0.1
+    assert narrow["kernel-crafted"] - narrow["white-box"] > 0.1
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_architectures_of_all_kinds(tmp_path):
     small = ("--train-limit", "20", "--test-limit", "5", "--network-steps", "1", "--network-seeds", "1", "--steps", "1")
     kinds = ("--network-architectures", "fc", "convnet", "simple_cnn", "--widths", "2", "--depth", "2")
     assert command(*small, *kinds, "--no-centred", "--network-optimizer", "adam", "--out", tmp_path / "run") == 0
-    found = [row["network"] for row in results(tmp_path / "run")["networks"]]
+    found = [row["model"] for row in results(tmp_path / "run")["accuracy"][1:]]
     assert found == ["fc2, width 2", "convnet3, width 2", "simple_cnn"]
 
 
@@ -137,18 +137,20 @@ def test_a_stop_keeps_the_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ntkit.cli.attack.transfer", interrupted)
     path = tmp_path / "run"
     assert command(*TINY, "--out", path) == 130
-    assert capsys.readouterr().err.endswith(f"ntkit attack: stopped; kept in {path}: adversarial.npz, examples.png\n")
+    assert capsys.readouterr().err.endswith(
+        f"ntkit attack: stopped; kept in {path}: examples.png, report.html, results.json, results.npz\n"
+    )
     assert loaded(path)[0].shape == (10, 8, 8, 1)
 
 
 BAD = {
     "--radius -1": "--radius: got -1.0, expected a finite number above 0, in units of the pixels",
-    "--radius 8": "--radius: got a radius of 8, expected at most 1, the range of the pixels' bounds",
+    "--radius 8": "--radius: got 8, expected at most 1, the range of the pixels' bounds",
     "--attack nope": "invalid choice 'nope' for argument '--attack'",
     "--norm l1": "invalid choice 'l1' for argument '--norm'",
     "--steps 0": "--steps: got 0, expected an integer of at least 1",
-    "--attack fgsm --steps 5": "--steps: got it for 'fgsm', expected one of its options: loss, batch_size",
-    "--attack square --restarts 5": "--restarts: got it for 'square', expected one of its options:",
+    "--attack fgsm --steps 5": "--steps: got 5 for fgsm, expected one of its options: loss",
+    "--attack square --restarts 5": "--restarts: got 5 for square, expected one of its options:",
     "--restarts 0": "--restarts: got 0, expected an integer of at least 1",
     "--time -1": "--time: got -1.0, expected a number of at least 0, or infinity",
     "--time nan": "--time: got nan, expected a number of at least 0, or infinity",
@@ -170,7 +172,7 @@ BAD = {
     "--depth 1 2": "--depth: got (1, 2), expected one: examples are crafted on one kernel",
     "--seed -1": "--seed: got -1, expected at least 0 and below 2**32",
     "--dataset nope": "--dataset: got 'nope', expected 'digits' or the name of a TensorFlow Datasets (TFDS) set",
-    "--out file": "--out: expected a directory for the run, got 'file', which is a file",
+    "--out file": "--out: got 'file', which is a file, expected a directory for the run",
 }
 
 

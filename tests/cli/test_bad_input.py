@@ -10,7 +10,7 @@ from ntkit.cli import main
 from ntkit.distill import Distilled
 from ntkit.runs import Run
 from tests.cli.command import status
-from tests.data.test_load import examples, write_tfds
+from tests.data.test_loading import examples, write_tfds
 
 DISTILL = {
     "--per-class 0": "--per-class: got 0, expected an integer of at least 1",
@@ -46,10 +46,10 @@ DISTILL = {
     ),
     "--process 1": "--process: got 1, expected --distributed beside it",
     "--adversary pgd --radius -1": "--radius: got -1.0, expected a finite number above 0",
-    "--adversary pgd --radius 2": "--radius: got a radius of 2, expected at most 1, the range of the pixels",
+    "--adversary pgd --radius 2": "--radius: got 2, expected at most 1, the range of the pixels",
     "--adversary pgd --adversary-steps 0": "--adversary-steps: got 0, expected an integer of at least 1",
-    "--adversary fgsm --adversary-steps 3": "--adversary-steps: got 3 for fgsm, expected none: it takes one",
-    "--adversary square": "invalid choice 'square' for argument '--adversary'",
+    "--adversary fgsm --adversary-steps 3": "--adversary-steps: got 3 for fgsm, expected none: it has no steps",
+    "--adversary autoattack": "invalid choice 'autoattack' for argument '--adversary'",
     "--radius 0.1": "--radius: got 0.1, expected --adversary beside it",
     "--adversary pgd --attacked-images 0": "--attacked-images: got 0, expected an integer of at least 1",
     "--adversary pgd --network-steps -1": "--network-steps: got -1, expected an integer of at least 0",
@@ -62,23 +62,23 @@ OTHER = {
     "nope": "Unrecognized options: nope",
     "info more": "Unrecognized options: more",
     "distill --out run": "--out: 'run' already holds a run; resume it, or choose another directory",
-    "distill --out file": "--out: expected a directory for the run, got 'file', which is a file",
+    "distill --out file": "--out: got 'file', which is a file, expected a directory for the run",
     "distill --out file/run": "--out: cannot make the run directory 'file/run': Not a directory",
-    "distill --out .": "--out: expected a new or empty directory for the run, got '.', which contains",
-    "distill --resume absent": "--resume: expected a run directory, got 'absent', which does not exist",
+    "distill --out .": "--out: got '.', which contains",
+    "distill --resume absent": "--resume: got 'absent', which does not exist, expected a run directory",
     "distill --resume run --out other": "--out: got 'other', expected none beside --resume",
-    "distill --resume run": "--resume: expected the configuration of the run in 'run'; these keys differ: ",
+    "distill --resume run": "--resume: got other values, expected those of the run in 'run'; these keys differ: ",
     "distill --resume edited": "--resume: got architecture = 'vgg', expected what that option can be",
-    "distill --resume torn": "--resume: 'torn/config.json' is not whole: expected JSON",
+    "distill --resume torn": "--resume: got 'torn/config.json', which is not whole, expected JSON",
     "label-solve --per-class 0 --out x": "--per-class: got 0, expected an integer of at least 1",
     "label-solve --per-class 500 --out x": "--per-class: got 500, expected at most 142",
     "label-solve --depth 1 2 --out x": "--depth: got (1, 2), expected one: labels are solved for one kernel",
     "label-solve --out run": "--out: 'run' already holds a run",
     "evaluate": "Missing from ntkit evaluate: RUN|FILE",
     "evaluate absent": "RUN|FILE: got 'absent', which does not exist",
-    "evaluate file": "RUN|FILE: got 'file', expected an .npz of images and labels: File is not a zip file",
+    "evaluate file": "RUN|FILE: got 'file', expected an .npz of images and labels: it is neither",
     "evaluate truncated.npz": "RUN|FILE: got 'truncated.npz', expected an .npz of images and labels",
-    "evaluate pickle.npz": "RUN|FILE: got 'pickle.npz', expected an .npz of images and labels: Object arrays",
+    "evaluate pickle.npz": "RUN|FILE: got 'pickle.npz', expected an .npz of images and labels: images.npy holds",
     "evaluate hostile.npz": "RUN|FILE: got depth = 5, expected what that option can be",
     "evaluate kernels.npz": "RUN|FILE: got hyper-parameters in the file that do not fit its configuration",
     "evaluate large.npz": "RUN|FILE: got images of shape (9, 9, 1) with 10 classes, expected (8, 8, 1) with 10",

@@ -52,13 +52,13 @@ def assert_same_bits(one, other):
 
 
 def test_distilled_digits_beat_real_ones_by_a_wide_margin(finished):
-    rows = json.loads((finished / "results.json").read_text())
+    rows = json.loads((finished / "results.json").read_text())["regression"]
     assert [row["images"] for row in rows] == ["10 real", "10 distilled", "1,437 real (all)"]
-    real, distilled, every = (row["accuracy"] for row in rows)
-    assert distilled > real + 0.2
+    real, distilled, every = (row["test accuracy"] for row in rows)
+    assert distilled > real["mean"] + 0.2
     assert distilled < every
-    assert rows[0]["draws"] == 10
-    assert 0 < rows[0]["std"] < 0.2
+    assert rows[0]["draws"] == len(real["values"]) == 10
+    assert 0 < real["std"] < 0.2
 
 
 def test_the_run_directory_is_complete(finished):
@@ -79,13 +79,15 @@ def test_distill_ends_with_the_table(capsys, undisturbed, tmp_path):
     output, errors = capsys.readouterr()
     for row in ("10 real ", "10 distilled ", "1,437 real (all) "):
         assert re.search(rf"{re.escape(row)}.*\d+\.\d %", output)
-    assert "over 10 draws" in output
-    assert f"{undisturbed}: report.html, distilled.npz, distilled.png" in "".join(output.splitlines())
+    assert re.search(r"10 real .* ± .* 10 ", output)
+    files = "report.html, results.json, distilled.png, history.png, distilled.npz"
+    assert f"{undisturbed}: {files}" in "".join(output.splitlines())
     assert "Traceback" not in errors
 
 
-def test_evaluate_a_run_a_file_and_a_file_of_other_code(finished, tmp_path, capsys):
-    accuracy = json.loads((finished / "results.json").read_text())[1]["accuracy"]
+def test_evaluate_a_run_a_file_and_a_file_of_other_code(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    accuracy = json.loads((finished / "results.json").read_text())["regression"][1]["test accuracy"]
     expected = f"{100 * accuracy:.1f} %"
     bare = Distilled.load(finished / "distilled.npz")
     np.savez(tmp_path / "kip.npz", images=bare.images, labels=bare.labels)
@@ -99,15 +101,15 @@ def test_evaluate_a_run_a_file_and_a_file_of_other_code(finished, tmp_path, caps
     assert ntkit("evaluate", finished, "--ridge", "0.1", *network) == 0
     output = capsys.readouterr().out
     assert "ridge 0.1" in output
-    row = next(line for line in output.splitlines() if "of width 64, trained" in line)
-    assert float(re.search(r"([\d.]+) %", row)[1]) > 50
-    assert "over 2 seeds" in row
+    rows = [line for line in output.splitlines() if "10 distilled" in line]
+    assert len(rows) == 1
+    assert float(re.search(r"([\d.]+) ± [\d.]+ %", rows[0])[1]) > 50
 
 
 @pytest.mark.slow
 def test_a_learned_kernel_is_kept_with_the_set(tmp_path, capsys):
     assert ntkit("distill", *SMALL, "--learn-kernel", "--learning-rate", "0.05", "--out", tmp_path / "run") == 0
-    accuracy = json.loads((tmp_path / "run" / "results.json").read_text())[1]["accuracy"]
+    accuracy = json.loads((tmp_path / "run" / "results.json").read_text())["regression"][1]["test accuracy"]
     (learned,) = Distilled.load(tmp_path / "run" / "distilled.npz").metadata["kernels"]
     assert abs(learned[0] - 2**0.5) > 1e-3 or abs(learned[1] - 2**0.5) > 1e-3
     capsys.readouterr()
@@ -118,9 +120,9 @@ def test_a_learned_kernel_is_kept_with_the_set(tmp_path, capsys):
 
 def test_label_solve(tmp_path, capsys):
     assert ntkit("label-solve", "--full-set-limit", "200", "--out", tmp_path / "run") == 0
-    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["regression"]
     assert rows[1]["images"] == "10 real, labels solved"
-    assert rows[1]["accuracy"] > rows[0]["accuracy"] + 0.1
+    assert rows[1]["test accuracy"] > rows[0]["test accuracy"]["mean"] + 0.1
     assert "200 real of 1,437" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").exists()
 
@@ -147,7 +149,7 @@ def test_resuming_takes_the_configuration_from_the_run(undisturbed, capsys):
     before = {path: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
     assert ntkit("distill", "--resume", undisturbed, "--steps", "41") == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("ntkit distill: --resume: expected the configuration of the run in ")
+    assert errors.startswith("ntkit distill: --resume: got other values, expected those of the run in ")
     assert "these keys differ: steps: the run has 40, given 41" in errors
     assert before == {path: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
 
@@ -281,7 +283,7 @@ def test_a_configuration_that_was_edited_is_refused(edit, copied, capsys):
 
 def test_a_configuration_nested_without_end_is_refused(copied, capsys):
     (copied / "config.json").write_text("[" * 100_000)
-    check_refused(copied, "config.json' is not whole: expected JSON (", capsys)
+    check_refused(copied, "config.json', which is not whole, expected JSON (", capsys)
 
 
 def test_evaluate_refuses_a_run_whose_configuration_is_not_that_of_its_set(copied, capsys):
@@ -295,7 +297,7 @@ def test_nothing_is_left_of_a_run_that_was_stopped_before_its_first_step(tmp_pat
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ntkit.distill.kip", interrupted)
+    monkeypatch.setattr("ntkit.distill.distill", interrupted)
     assert ntkit("distill", "--out", tmp_path / "run") == 130
     assert capsys.readouterr().err == "ntkit distill: stopped; nothing is kept\n"
     assert not (tmp_path / "run").exists()

@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_run_directory_is_complete(finished):
-    names = {"config.json", "results.json", "kernels.npz", "report.html", "dynamics.png"}
+    names = {"config.json", "results.json", "results.npz", "report.html", "dynamics.png"}
     assert names <= set(os.listdir(finished))
     assert Run.resume(finished).config["radius"] == 0.15
     report = (finished / "report.html").read_text()
@@ -43,22 +43,26 @@ def test_the_run_directory_is_complete(finished):
 @pytest.mark.slow
 def test_results_are_those_of_the_kernels(finished):
     found = results(finished)
-    assert list(found) == ["training"]
-    with np.load(finished / "kernels.npz") as content:
+    assert list(found) == ["title", "summary", "metrics", "accuracy", "rotation"]
+    with np.load(finished / "results.npz") as content:
         assert content["steps"].tolist() == [0, 2, 4]
         assert content["images"].shape == (15, 8, 8, 1)
         y = np.asarray(ntkit.data.one_hot(content["labels"], 10))
         for kind in ("standard", "adversarial"):
-            metrics = found["training"][kind]
+            metrics, rotation, accuracy = (
+                {name: [row[name] for row in found[table] if row["training"] == kind] for name in found[table][0]}
+                for table in ("metrics", "rotation", "accuracy")
+            )
             dynamics = Dynamics((0, 2, 4), content[kind])
-            np.testing.assert_allclose(metrics["distances"], dynamics.distances, rtol=1e-6, atol=1e-15)
-            np.testing.assert_allclose(metrics["alignment"], dynamics.alignment(y), rtol=1e-6)
+            np.testing.assert_allclose(metrics["moved"], dynamics.distances[0], rtol=1e-6, atol=1e-15)
+            np.testing.assert_allclose(metrics["aligned"], dynamics.alignment(y), rtol=1e-6)
+            np.testing.assert_allclose(metrics["top 10"], dynamics.concentration(10), rtol=1e-6)
+            assert "top 20" not in metrics
             for part in ("all", "top", "bottom"):
                 radius, angle = dynamics.rotation(part, top=5)
-                np.testing.assert_allclose(metrics["rotation"][part]["radius"], radius, rtol=1e-5)
-                np.testing.assert_allclose(metrics["rotation"][part]["angle"], angle, rtol=1e-5)
-            assert list(metrics["concentration"]) == ["10"]
-            assert {name: len(values) for name, values in metrics["accuracy"].items()} == {"clean": 3, "pgd": 3}
+                np.testing.assert_allclose(rotation[f"{part}: radius"], radius, rtol=1e-5)
+                np.testing.assert_allclose(rotation[f"{part}: angle"], np.degrees(angle), rtol=1e-5)
+            assert [len(accuracy[name]) for name in ("clean", "pgd")] == [3, 3]
         assert np.array_equal(content["standard"][0], content["adversarial"][0])
         assert not np.allclose(content["standard"][1:], content["adversarial"][1:])
 
@@ -73,13 +77,14 @@ def test_both_trainings_from_each_step_on(tmp_path, capsys):
     assert "standard and adversarial training (l∞ of 0.1)" in " ".join(output.split())
     assert "linearized: at that step" in output
     found = results(tmp_path / "a")
-    for rows in found["linearized"].values():
-        assert [row["step"] for row in rows] == [0, 20]
-        assert all(row["linearized"]["clean"] > 0.7 for row in rows)
+    for kind in ("standard", "adversarial"):
+        ends = [row for row in found["accuracy"] if row["training"] == kind and "linearized: clean" in row]
+        assert [row["step"] for row in ends] == [0, 20]
+        assert all(row["linearized: clean"] > 0.7 for row in ends)
     assert (tmp_path / "a" / "results.json").read_bytes() == (tmp_path / "b" / "results.json").read_bytes()
     assert found != results(tmp_path / "c")
-    robust = [found["training"][kind]["accuracy"]["pgd"][-1] for kind in ("standard", "adversarial")]
-    assert robust[1] > robust[0] + 0.1
+    robust = {row["training"]: row["pgd"] for row in found["accuracy"] if row["step"] == 100}
+    assert robust["adversarial"] > robust["standard"] + 0.1
 
 
 @pytest.mark.slow
@@ -98,14 +103,14 @@ def test_networks_with_proportions_of_their_own(tmp_path):
         "None",
     )
     assert command(*small, *kind, "--out", tmp_path / "run") == 0
-    assert list(results(tmp_path / "run")["training"]["standard"]["concentration"]) == []
+    assert not any(name.startswith("top") for name in results(tmp_path / "run")["metrics"][0])
 
 
 BAD = {
     "--radius -1": "--radius: got -1.0, expected a finite number above 0, in units of the pixels",
-    "--radius 8": "--radius: got a radius of 8, expected at most 1, the range of the pixels' bounds",
+    "--radius 8": "--radius: got 8, expected at most 1, the range of the pixels' bounds",
     "--adversary none": "invalid choice 'none' for argument '--adversary'",
-    "--adversary fgsm --adversary-steps 5": "--adversary-steps: got 5 for fgsm, expected none: it takes one",
+    "--adversary fgsm --adversary-steps 5": "--adversary-steps: got 5 for fgsm, expected none: it has no steps",
     "--adversary-steps 0": "--adversary-steps: got 0, expected an integer of at least 1",
     "--at 5": "--at: got (5,), expected two or more different numbers of steps",
     "--at 5 5": "--at: got (5, 5), expected two or more different numbers of steps",
@@ -126,7 +131,7 @@ BAD = {
     "--learning-rate nan": "--learning-rate: got nan, expected a finite number above 0",
     "--seed -1": "--seed: got -1, expected at least 0 and below 2**32",
     "--dataset nope": "--dataset: got 'nope', expected 'digits' or the name of a TensorFlow Datasets (TFDS) set",
-    "--out file": "--out: expected a directory for the run, got 'file', which is a file",
+    "--out file": "--out: got 'file', which is a file, expected a directory for the run",
 }
 
 

@@ -19,7 +19,6 @@ from ntkit.cli.label_solve import LabelSolve
 from ntkit.cli.robustness import RobustnessOptions
 from ntkit.cli.score import Score
 from ntkit.data import Split
-from ntkit.runs.loop import Loop
 from tests.cli.command import status
 
 COMMANDS = {
@@ -65,7 +64,7 @@ TEXTS += ["fc1x" + "9" * 30, "fc" + "9" * 10, "fc1x0", "myrtle3", "vgg11x9999999
 ALL = {
     *("target_batch", "support_batch", "full_set_limit", "attacked_images", "train_limit", "test_limit", "images"),
     *("network_batch", "batch_size", "network_seeds", "seeds", "log_every", "epochs", "sample", "width", "widths"),
-    *("network_width", "steps", "seed"),
+    *("network_width", "held_out", "steps", "seed"),
 }
 
 
@@ -95,13 +94,22 @@ def door(few, tmp_path, monkeypatch):
     images = np.random.default_rng(0).normal(size=(10, 8, 8, 1)).astype(np.float32)
     np.savez("set.npz", images=images, labels=np.eye(10))
     load = options.load
-    monkeypatch.setattr(options, "load", lambda name, folder: few if name == "digits" else load(name, folder))
+
+    def loaded(name, folder, **own):
+        return few if name == "digits" and {*own.values()} == {None} else load(name, folder, **own)
+
+    monkeypatch.setattr(options, "load", loaded)
     monkeypatch.setattr(options, "_in_blocks", lambda preprocessing, images: images)
-    monkeypatch.setattr(Loop, "__call__", reached)
+    monkeypatch.setattr("ntkit.runs.loop._run", reached)
     monkeypatch.setattr("jax.distributed.initialize", reached)
     for name in ("regression.fit", "regression.flow", "networks.train", "networks.initialize", "distill.label_solve"):
         monkeypatch.setattr(f"ntkit.{name}", reached)
-    for name in ("networks.kernel_dynamics", "features.eigenfeatures", "cli.distill.accuracy_table"):
+    for name in (
+        "networks.kernel_dynamics",
+        "networks.rank_networks",
+        "features.eigenfeatures",
+        "cli.distill.compared",
+    ):
         monkeypatch.setattr(f"ntkit.{name}", reached)
     return tmp_path
 

@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-import ntkit.cli.label_solve
 import ntkit_command
 from ntkit.runs import Run, directory
 from tests.cli.command import status
@@ -49,7 +48,7 @@ def test_while_the_run_directory_is_made(command, tmp_path, monkeypatch, capsys)
 def test_while_the_table_is_printed(tmp_path, monkeypatch, capsys):
     path = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(ntkit.cli.label_solve, "print_table", raise_signal(signal.SIGTERM))
+        patched.setattr("ntkit.cli.tables.print_tables", raise_signal(signal.SIGTERM))
         assert status(*LABEL_SOLVE, "--out", path) == 143
     message = capsys.readouterr().err
     assert message.startswith(f"ntkit label-solve: stopped; kept in {path}: distilled.npz, distilled.png, ")

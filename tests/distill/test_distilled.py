@@ -4,6 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,10 +81,10 @@ BAD = {
     "an array": (lambda path: save_array(path), "zip"),
     "wrong keys": (lambda path: np.savez(path, x=IMAGES, y=LABELS), "it has no array 'images', only x, y"),
     "no labels": (lambda path: np.savez(path, images=IMAGES), "it has no array 'labels', only images"),
-    "pickle": (lambda path: np.savez(path, images=IMAGES.astype(object), labels=LABELS), "allow_pickle=False"),
+    "pickle": (lambda path: np.savez(path, images=IMAGES.astype(object), labels=LABELS), "holds pickled objects"),
     "pickled metadata": (
         lambda path: np.savez(path, images=IMAGES, labels=LABELS, metadata=np.array({"a": 1}, object)),
-        "allow_pickle=False",
+        "holds pickled objects",
     ),
     "bytes": (
         lambda path: np.savez(path, images=(255 * IMAGES).astype(np.uint8), labels=LABELS),
@@ -217,3 +218,24 @@ def test_a_pipe_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "set.npz")
     with pytest.raises(ValueError, match=r"^path: got '.*set.npz', which is a pipe, a socket or a device, expected an"):
         Distilled.load(tmp_path / "set.npz")
+
+
+def test_opens_checkpoints_of_flax(tmp_path):
+    """With images (n, channels, height, width), under names of their own."""
+    images = np.random.default_rng(0).normal(size=(4, 3, 8, 6)).astype(np.float32)
+    labels = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
+    content = {"params": {"coreset": images, "y": labels}, "step": 7, "opt": {"mu": np.zeros(3, np.float32)}}
+    (tmp_path / "checkpoint_7").write_bytes(msgpack_serialize(content))
+    loaded = Distilled.load(tmp_path / "checkpoint_7")
+    np.testing.assert_array_equal(loaded.images, np.moveaxis(images, 1, 3))
+    np.testing.assert_array_equal(loaded.labels, labels)
+    # As others write `.npz` files, too.
+    np.savez(tmp_path / "nchw.npz", images=images, labels=labels)
+    np.testing.assert_array_equal(Distilled.load(tmp_path / "nchw.npz").images, loaded.images)
+    for content, message in (
+        ({"a": images, "b": images, "y": labels}, "it has 2 arrays of images, not one"),
+        ({"a": images, "y": labels[:3]}, "it has 0 arrays of labels for 4 images, not one"),
+    ):
+        (tmp_path / "other").write_bytes(msgpack_serialize(content))
+        with pytest.raises(ValueError, match=f"path: got .*other', expected an .npz of images and labels: {message}"):
+            Distilled.load(tmp_path / "other")

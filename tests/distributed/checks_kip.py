@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from ntkit import distill
+from ntkit import distill, fc
 from ntkit.runs import Interrupted, Run
+from tests import flat
 from tests.distill.small import RBF, clouds
+from tests.distill.test_frepo import Small
 
 # 57: no multiple of 8, nor of 4.
 IMAGES, LABELS = clouds(57)
@@ -32,7 +34,7 @@ def kip(mesh, **options):
         "per_class": 2,
         "steps": 7,
         "key": KEY,
-        "learn_kernel": True,
+        "learn": ("images", "labels", "kernel"),
         "optimizer": SGD,
         "target_batch": 21,
         "support_batch": 4,
@@ -40,7 +42,7 @@ def kip(mesh, **options):
         "ridge": 1e-3,
         "log_every": 2,
     }
-    return distill.kip(**defaults | options, mesh=mesh)
+    return flat.kip(**defaults | options, mesh=mesh)
 
 
 def noise(key, images):
@@ -97,6 +99,20 @@ def check_any_loss_and_optimizer(mesh, directory):
     same(kip(mesh, **options), kip(None, **options), rtol=1e-6, atol=1e-6)
 
 
+def check_other_learners(mesh, directory):
+    learners = (
+        distill.RFAD(fc(1), width=16, redraw_every=2),
+        distill.FRePo(Small(), pool=2, max_steps=2, ridge=1e-2),
+        distill.RCIG(Small(), pool=2, max_steps=2, solver_steps=3),
+        distill.RaTBPTT(Small(), unroll=4, window=2),
+    )
+    for learner in learners:
+        options = {"per_class": 1, "steps": 5, "key": KEY, "optimizer": SGD, "targets": distill.Targets(batch=21)}
+        made = [distill.distill(learner, IMAGES, LABELS, mesh=each, **options) for each in (mesh, None)]
+        # Sums in another order, through relus and the training of networks.
+        same(*made, rtol=2e-2, atol=1e-3)
+
+
 def check_label_solve(mesh, directory):
     solved = [distill.label_solve(RBF(), IMAGES[:6], IMAGES, LABELS, ridge=1e-3, mesh=each) for each in (mesh, None)]
     same(*solved, rtol=1e-4, atol=1e-5)
@@ -115,7 +131,8 @@ def check_other_arguments_are_refused(mesh, directory):
         "kernel": RBF(0.5 + mine),
     }
     for name, value in different.items():
-        with pytest.raises(ValueError, match=rf"^{name}: got .* in process {mine} and another value in process"):
+        told = "learner" if name == "kernel" else name
+        with pytest.raises(ValueError, match=rf"^{told}: got .* in process {mine} and another value in process"):
             kip(mesh, **{name: value})
 
 

@@ -102,7 +102,7 @@ def test_every_attack_runs_on_features_and_is_compiled_once() -> None:
     found = features.eigenfeatures(KERNEL, x, one_hot(labels, 3))
     ball = attacks.Linf(0.05)
     for model in (found[0], found[3], found[1:9]):
-        moved = attacks.pgd(model, x, labels, ball, key=jax.random.key(0), steps=3)
+        moved = attacks.PGD(ball, steps=3)(model, x, labels, key=jax.random.key(0))
         assert np.abs(moved - x).max() <= 0.05
         assert jax.tree.structure(model) == jax.tree.structure(found[0])
 

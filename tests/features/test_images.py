@@ -21,7 +21,7 @@ def test_fgsm_steps_against_it() -> None:
     labels = 2 * labels - 1
     feature = features.eigenfeatures(KERNEL, x, labels[:, None].astype("f"))[1]
     gradient = features.gradient_images(feature, x, labels)
-    moved = attacks.fgsm(feature, x, labels, attacks.Linf(0.01))
+    moved = attacks.FGSM(attacks.Linf(0.01))(feature, x, labels)
     inside = (x > 0.02) & (x < 0.98)
     np.testing.assert_array_equal(np.sign(moved - x)[inside], -np.sign(gradient)[inside])
 

@@ -1,17 +1,16 @@
 """Usefulness and robustness of single features, and of all at once."""
 
-import importlib
-
 import numpy as np
 import pytest
 
 import ntkit
 from ntkit import attacks, features
 from ntkit.data import one_hot
+from ntkit.kernels import memory
 from tests.features.test_eigen import KERNEL, data
 
 BALL = attacks.Linf(0.05)
-FGSM = attacks.Adversary("fgsm", BALL)
+FGSM = attacks.FGSM(BALL)
 
 
 def linear(weights):
@@ -27,7 +26,7 @@ def test_of_a_linear_model_by_hand() -> None:
     assert found.accuracy == 0.75
     size = np.sqrt(0.1**2 + 0.1**2 + 0.02**2 + 0.8**2) * 2
     np.testing.assert_allclose(found.correlation, (0.1 + 0.1 + 0.02 - 0.8) / size, rtol=1e-5)
-    robust = features.robustness(model, x, labels, attacks.Adversary("fgsm", attacks.Linf(0.04)))
+    robust = features.robustness(model, x, labels, attacks.FGSM(attacks.Linf(0.04)))
     assert robust.accuracy == 0.5
     np.testing.assert_allclose(robust.correlation, (0.02 + 0.02 - 0.06 - 0.88) / size, rtol=1e-4)
 
@@ -52,7 +51,7 @@ def test_the_sweep_is_each_feature_alone(classes, monkeypatch) -> None:
     np.testing.assert_allclose(whole.eigenvalues, found.eigenvalues)
     # Blocks of features and of images, and of features alone.
     for bytes_ in (4 * 12 * 7, 4 * 12 * 24 * 5)[: 4 - classes]:
-        monkeypatch.setattr(importlib.import_module("ntkit.features.sweep"), "BLOCK_BYTES", bytes_)
+        monkeypatch.setattr(memory, "TILE", bytes_)
         parts = features.sweep(found, x, labels, BALL)
         np.testing.assert_allclose(parts.robust_accuracy, whole.robust_accuracy, atol=1e-6)
         np.testing.assert_allclose(parts.robust_correlation, whole.robust_correlation, atol=1e-4)
@@ -82,7 +81,7 @@ def test_robust_features_are_at_the_top_and_useful_ones_below_them_too() -> None
 def test_bad_input() -> None:
     x, labels = data(12)
     found = features.eigenfeatures(KERNEL, x, one_hot(labels, 3))
-    with pytest.raises(ValueError, match="adversary: got 'pgd'"):
+    with pytest.raises(ValueError, match="attack: got 'pgd'"):
         features.robustness(found[0], x, labels, "pgd")
     with pytest.raises(ValueError, match="features: got Predictor"):
         features.sweep(found[0], x, labels, BALL)

@@ -12,7 +12,7 @@ import ntkit
 from ntkit import _neural_tangents as nt
 from ntkit.activations import ACTIVATIONS
 from ntkit.architectures import Activation, Architecture, AveragePool, Conv, Dense, Flatten, GlobalAveragePool
-from ntkit.kernels._moments import MOMENTS
+from ntkit.kernels.fused.moments import MOMENTS
 from tests.kernels.recursion import relu_kernels
 
 

@@ -12,7 +12,8 @@ import pytest
 
 import ntkit
 from ntkit import _neural_tangents as nt
-from ntkit.kernels import empirical
+from ntkit.kernels import empirical, memory
+from tests import flat
 
 OUTPUTS = 3
 
@@ -97,7 +98,7 @@ SLOW = ("usual", "simple_cnn", "convnet")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in networks()])
-def test_is_the_gram_matrix_of_the_jacobian(name: str) -> None:
+def test_is_the_gram_matrix_of_the_jacobian(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     apply_fn, variables, function, params = network(name)
     x1, x2 = inputs(1, 4), inputs(2, 3)
     expected = jacobian_gram(function, params, x1, x2)
@@ -106,9 +107,11 @@ def test_is_the_gram_matrix_of_the_jacobian(name: str) -> None:
     close(kernel(x1, x2), np.trace(expected, axis1=2, axis2=3) / OUTPUTS)
     close(ntkit.empirical_ntk(apply_fn, variables, output=1)(x1, x2), expected[:, :, 1, 1])
     v = np.random.default_rng(3).normal(size=(3, 2)).astype("f")
-    close(kernel.product(x1, x2, v), kernel(x1, x2) @ v)
     one = ntkit.empirical_ntk(apply_fn, variables, output=1)
-    close(one.product(x1, x2, v), one(x1, x2) @ v)
+    for cost in (empirical.PASS, 0):  # of few images tiles are cheaper
+        monkeypatch.setattr(empirical, "PASS", cost)
+        close(kernel.matmul(x1, x2, v), kernel(x1, x2) @ v)
+        close(one.matmul(x1, x2, v), one(x1, x2) @ v)
     w = np.random.default_rng(4).normal(size=(3, OUTPUTS)).astype("f")
     close(kernel.full_product(x1, x2, w), np.einsum("nmcd,md->nc", expected, w))
     own = np.asarray(kernel(x1))
@@ -175,7 +178,7 @@ def test_networks_of_any_precision(name: str, x64: None) -> None:
     kernel = ntkit.empirical_ntk(apply, params)
     traced = np.trace(expected, axis1=2, axis2=3) / OUTPUTS
     # Large columns as well, which float16 could not hold.
-    found = [kernel(x1, x2), kernel.full(x1, x2), kernel.product(x1, x2, 1e6 * v) / 1e6, kernel.full_product(x1, x2, w)]
+    found = [kernel(x1, x2), kernel.full(x1, x2), kernel.matmul(x1, x2, 1e6 * v) / 1e6, kernel.full_product(x1, x2, w)]
     right = [traced, expected, traced @ v, np.einsum("nmcd,md->nc", expected, w)]
     tolerance = {"float64": 1e-5, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
     for one, other in zip(found, right, strict=True):
@@ -219,7 +222,7 @@ def test_parameters_among_functions() -> None:
     close(kernel.full(x1, x2), expected)
     close(jax.jit(lambda kernel, x: kernel(x, x2))(kernel, x1), np.trace(expected, axis1=2, axis2=3) / OUTPUTS)
     v = rng.normal(size=(3, 2)).astype("f")
-    close(kernel.product(x1, x2, v), kernel(x1, x2) @ v)
+    close(kernel.matmul(x1, x2, v), kernel(x1, x2) @ v)
 
 
 def test_weights_stay_in_factors_in_half_precision() -> None:
@@ -247,8 +250,8 @@ def test_blocks_change_nothing(name: str, monkeypatch) -> None:
         )
 
     whole = jax.jit(everything)(x1, x2)
-    for bytes_ in ("HELD_BYTES", "PAIRS_BYTES"):
-        monkeypatch.setattr(empirical, bytes_, 2**13)
+    for bytes_ in ("HELD", "TILE"):
+        monkeypatch.setattr(memory, bytes_, 2**13)
     sizes = kernel._sizes(x1, kernel._cotangents(x1), each_pair=False)
     assert sizes.held < 5
     for found, expected in zip(jax.jit(lambda *x: everything(*x))(x1, x2), whole, strict=True):
@@ -342,16 +345,16 @@ def test_bad_networks_and_products() -> None:
             kernel,
             kernel.full,
             kernel.diagonal,
-            lambda x, kernel=kernel: kernel.product(x, x, np.ones((4, 1))),
+            lambda x, kernel=kernel: kernel.matmul(x, x, np.ones((4, 1))),
         ):
             with pytest.raises(ValueError, match=f"^apply_fn: got {message}"):
                 door(x)
     with pytest.raises(ValueError, match="v: got dtype complex64, expected real numbers"):
-        ntkit.empirical_ntk(plain, params).product(x, x, np.ones((4, 1), np.complex64))
+        ntkit.empirical_ntk(plain, params).matmul(x, x, np.ones((4, 1), np.complex64))
     with pytest.raises(ValueError, match="x2: got inputs of shape"):
-        ntkit.empirical_ntk(plain, params).product(x, x[:, 1:], np.ones((4, 1)))
+        ntkit.empirical_ntk(plain, params).matmul(x, x[:, 1:], np.ones((4, 1)))
     with pytest.raises(ValueError, match=r"v: got shape \(3, 1\), expected \(4, columns\)"):
-        ntkit.empirical_ntk(plain, params).product(x, x, np.ones((3, 1), "f"))
+        ntkit.empirical_ntk(plain, params).matmul(x, x, np.ones((3, 1), "f"))
     with pytest.raises(ValueError, match=r"v: got shape \(4, 2\), expected \(4, 3\)"):
         ntkit.empirical_ntk(plain, params).full_product(x, x, np.ones((4, 2), "f"))
 
@@ -363,7 +366,7 @@ def test_all_of_ntkit_works_on_a_trained_networks_kernel(tmp_path) -> None:
     x = np.clip(0.5 + 0.1 * rng.normal(size=(24, 4, 4, 1)) + 0.2 * (labels[:, None, None, None] - 1), 0, 1).astype("f")
     y = np.asarray(ntkit.data.one_hot(labels, 3))
     module = ntkit.networks.simple_cnn(3, width=2)
-    network = ntkit.networks.train(module, x, y, key=jax.random.key(0), steps=30, learning_rate=0.01)
+    network = flat.train(module, x, y, key=jax.random.key(0), steps=30, learning_rate=0.01)
     kernel = ntkit.empirical_ntk(module.apply, network.variables)
     whole = kernel(x)
     close(ntkit.gram(kernel, x, block_size=7), whole)
@@ -371,12 +374,12 @@ def test_all_of_ntkit_works_on_a_trained_networks_kernel(tmp_path) -> None:
     model = ntkit.regression.fit(kernel, x, y, 1e-4)
     by_cg = ntkit.regression.fit(kernel, x, y, 1e-2, solver=ntkit.regression.CG(tolerance=1e-5))
     close(by_cg(x), ntkit.regression.fit(kernel, x, y, 1e-2)(x), 1e-2)
-    assert ntkit.regression.accuracy(model, x, labels) > 0.9
+    assert ntkit.data.accuracy(model, x, labels) > 0.9
     ball = ntkit.attacks.Linf(0.1)
-    moved = ntkit.attacks.pgd(model, x, labels, ball, steps=5, key=jax.random.key(0))
-    assert ntkit.regression.accuracy(model, moved, labels) < ntkit.regression.accuracy(model, x, labels)
+    moved = ntkit.attacks.PGD(ball, steps=5)(model, x, labels, key=jax.random.key(0))
+    assert ntkit.data.accuracy(model, moved, labels) < ntkit.data.accuracy(model, x, labels)
     found = ntkit.features.eigenfeatures(kernel, x, y, top=5)
     assert ntkit.features.sweep(found, x, labels, ball).accuracy.max() > 0.5
     small = {"per_class": 1, "steps": 6, "log_every": 1, "optimizer": optax.adam(1e-4)}
-    distilled = ntkit.distill.kip(kernel, x, labels, key=jax.random.key(0), **small)
+    distilled = flat.kip(kernel, x, labels, key=jax.random.key(0), **small)
     assert distilled.history["loss"][-1] < distilled.history["loss"][0]

@@ -8,6 +8,7 @@ import scipy.signal
 
 import ntkit
 from ntkit import networks
+from tests import flat
 
 
 def count(module, shape) -> int:
@@ -73,8 +74,8 @@ def test_bad_arguments() -> None:
 def test_a_model_like_any_other() -> None:
     digits = ntkit.data.load("digits")
     x, labels = digits.train.images[:200], digits.train.labels[:200]
-    network = networks.train(
+    network = flat.train(
         networks.simple_cnn(10, width=8), x, ntkit.data.one_hot(labels, 10), key=jax.random.key(0), steps=60,
         batch_size=50, learning_rate=0.01, loss="cross_entropy",
     )  # fmt: skip
-    assert ntkit.regression.accuracy(network, x, labels) > 0.7
+    assert ntkit.data.accuracy(network, x, labels) > 0.7

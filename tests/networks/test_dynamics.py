@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import ntkit
-from ntkit import attacks, features, networks, plot, regression
+from ntkit import attacks, data, features, networks, plot
 from ntkit.data import Standardize
 from ntkit.networks import Dynamics, checkpoints, kernel_distance, kernel_dynamics, linearized_from
+from tests import flat
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -15,7 +16,7 @@ X = RNG.uniform(0.3, 0.7, (40, 6)).astype(np.float32)
 LABELS = np.where((X - 0.5) @ RNG.normal(size=6) > 0, 1, -1)
 TRAIN, Y, TEST, TEST_LABELS = X[:30], LABELS[:30, None].astype(np.float32), X[30:], LABELS[30:]
 MODULE = ntkit.fc(1).flax(1, 8)
-SGD = {"optimizer": "sgd", "learning_rate": 0.3}
+SGD = {"optimizer": networks.sgd(0.3)}
 
 
 def turned(degrees, values=(4.0, 1.0)):
@@ -78,7 +79,7 @@ def test_checkpoints_are_of_one_training():
     found = checkpoints(MODULE, TRAIN, Y, at=(9, 0, 4, 9), **training)
     assert list(found) == [0, 4, 9]
     for step in (4, 9):
-        alone = networks.train(MODULE, TRAIN, Y, steps=step, schedule="constant", **training)
+        alone = flat.train(MODULE, TRAIN, Y, steps=step, schedule="constant", **training)
         assert np.array_equal(found[step](TEST), alone(TEST))
     assert np.array_equal(found[0](TEST), np.zeros((10, 1)))
     assert np.array_equal(MODULE.apply(found[0].variables, TEST), MODULE.apply(found[9].initial, TEST))
@@ -87,11 +88,11 @@ def test_checkpoints_are_of_one_training():
 
 def test_kernels_of_a_network():
     preprocessing = Standardize.fit(TRAIN)
-    adversary = attacks.Adversary("fgsm", attacks.Linf(0.05))
+    adversary = attacks.FGSM(attacks.Linf(0.05))
 
     def followed(adversary=None, key=KEY):
-        given = {"sample": TEST, "at": (0, 5, 10), "preprocessing": preprocessing, **SGD}
-        return kernel_dynamics(MODULE, TRAIN, Y, key=key, adversary=adversary, **given)
+        given = {"sample": TEST, "at": (0, 5, 10), **SGD}
+        return kernel_dynamics(data.of_pixels(MODULE, preprocessing), TRAIN, Y, key=key, adversary=adversary, **given)
 
     plain, again, robust, other = followed(), followed(), followed(adversary), followed(key=jax.random.key(1))
     assert np.array_equal(plain.grams, again.grams)
@@ -100,7 +101,7 @@ def test_kernels_of_a_network():
     assert not np.allclose(plain.grams[0], other.grams[0])
     # By hand, from the derivatives.
     shown = preprocessing.transform(TEST)
-    jacobian = jax.jacobian(MODULE.apply)(plain.networks[2].variables, shown)
+    jacobian = jax.jacobian(MODULE.apply)({"params": plain.networks[2].variables["params"]}, shown)
     rows = np.concatenate([np.reshape(leaf, (10, -1)) for leaf in jax.tree.leaves(jacobian)], axis=1, dtype=np.float64)
     np.testing.assert_allclose(plain.grams[2], rows @ rows.T, rtol=1e-4, atol=1e-5)
     assert np.all(plain.velocity > 0)
@@ -126,21 +127,21 @@ def test_a_linear_network_is_its_linearization():
     module = ntkit.fc(0).flax(1, 1)
     training = {"centred": True, "key": KEY, **SGD}
     found = checkpoints(module, TRAIN, Y, at=(0, 20, 100), **training)
-    from_20 = networks.train(networks.linearize(found[20]), TRAIN, Y, key=KEY, steps=80, schedule="constant", **SGD)
+    from_20 = flat.train(networks.linearize(found[20]), TRAIN, Y, key=KEY, steps=80, schedule="constant", **SGD)
     np.testing.assert_allclose(from_20(TEST), found[100](TEST), rtol=1e-4, atol=1e-6)
     rows = linearized_from(found, TRAIN, Y, TEST, TEST_LABELS, key=KEY, **SGD)
     assert [row["step"] for row in rows] == [0, 20]
     for row in rows:
-        assert row["linearized"] == row["network"] == {"clean": regression.accuracy(found[100], TEST, TEST_LABELS)}
-        assert row["start"] == {"clean": regression.accuracy(found[row["step"]], TEST, TEST_LABELS)}
+        assert row["linearized"] == row["network"] == {"clean": data.accuracy(found[100], TEST, TEST_LABELS)}
+        assert row["start"] == {"clean": data.accuracy(found[row["step"]], TEST, TEST_LABELS)}
 
 
 @pytest.mark.slow
 def test_linearizations_under_attack():
     ball = attacks.Linf(0.05)
-    training = {"adversary": attacks.Adversary("fgsm", ball), "preprocessing": Standardize.fit(TRAIN), **SGD}
-    found = checkpoints(MODULE, TRAIN, Y, at=(2, 6), key=KEY, **training)
-    given = {"key": KEY, "adversaries": {"fgsm": attacks.Adversary("fgsm", ball)}, **training}
+    training = {"adversary": attacks.FGSM(ball), **SGD}
+    found = checkpoints(data.of_pixels(MODULE, Standardize.fit(TRAIN)), TRAIN, Y, at=(2, 6), key=KEY, **training)
+    given = {"key": KEY, "adversaries": {"fgsm": attacks.FGSM(ball)}, **training}
     rows = [linearized_from(found, TRAIN, Y, TEST, TEST_LABELS, **given) for _ in range(2)]
     assert rows[0] == rows[1]
     (row,) = rows[0]
@@ -150,14 +151,14 @@ def test_linearizations_under_attack():
 
 
 def test_training_goes_on_from_a_trained_network():
-    training = {"key": KEY, "schedule": "constant", **SGD}
-    whole = networks.train(MODULE, TRAIN, Y, steps=9, centred=True, **training)
-    first = networks.train(MODULE, TRAIN, Y, steps=5, centred=True, **training)
-    then = networks.train(first, TRAIN, Y, steps=4, **training)
+    training = {"key": KEY, **SGD}
+    whole = flat.train(MODULE, TRAIN, Y, steps=9, centred=True, **training)
+    first = flat.train(MODULE, TRAIN, Y, steps=5, centred=True, **training)
+    then = flat.train(first, TRAIN, Y, steps=4, **training)
     np.testing.assert_allclose(then(TEST), whole(TEST), rtol=1e-5, atol=1e-6)
     assert then.initial is first.initial
     with pytest.raises(ValueError, match="centred: got True for a trained network, expected it as"):
-        networks.train(first, TRAIN, Y, centred=True, **training)
+        flat.train(first, TRAIN, Y, centred=True, **training)
 
 
 @pytest.mark.slow
@@ -187,7 +188,7 @@ def test_summary_and_picture(tmp_path):
         ({"sample": X[:, :5]}, r"sample: got shape \(40, 5\), expected \(n, 6\) as images"),
         ({"sample": np.full((4, 6), np.nan)}, "sample: got NaN"),
         ({"images": X[:3]}, "targets: got shape"),
-        ({"learning_rate": -1}, "learning_rate: got -1"),
+        ({"optimizer": "sgd"}, "optimizer: got 'sgd'"),
     ],
 )
 def test_bad_trainings(change, message):
@@ -217,7 +218,7 @@ def test_bad_kernels():
         dynamics.part("middle")
     with pytest.raises(ValueError, match=r"networks: got \{\}, expected two networks or more"):
         linearized_from({}, TRAIN, Y, TEST, TEST_LABELS, key=KEY)
-    adversaries = {"clean": attacks.Adversary("fgsm", attacks.Linf(0.1))}
+    adversaries = {"clean": attacks.FGSM(attacks.Linf(0.1))}
     found = checkpoints(MODULE, TRAIN, Y, at=(0, 1), key=KEY)
     with pytest.raises(ValueError, match="adversaries: got one with the name 'clean'"):
         linearized_from(found, TRAIN, Y, TEST, TEST_LABELS, key=KEY, adversaries=adversaries)

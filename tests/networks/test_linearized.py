@@ -7,6 +7,7 @@ import pytest
 import ntkit
 from ntkit import _neural_tangents as nt
 from ntkit import networks
+from tests import flat
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 3)).astype("f")
@@ -19,7 +20,7 @@ MODULE = ntkit.fc(1, activation="erf").flax(2, 16)
 @pytest.mark.slow
 def test_the_expansion_is_that_of_neural_tangents() -> None:
     pytest.importorskip("neural_tangents")
-    network = networks.train(MODULE, X, Y, key=KEY, steps=5)
+    network = flat.train(MODULE, X, Y, key=KEY, steps=5)
     linear = networks.linearize(network)
     np.testing.assert_allclose(linear(TEST), network(TEST), rtol=1e-5, atol=1e-6)
     moved = jax.tree.map(lambda leaf: leaf + 0.3 * RNG.normal(size=leaf.shape), network.variables)
@@ -30,7 +31,7 @@ def test_the_expansion_is_that_of_neural_tangents() -> None:
 
 
 def test_a_centred_network_s_expansion() -> None:
-    network = networks.train(MODULE, X, Y, key=KEY, steps=5, learning_rate=0.05, centred=True)
+    network = flat.train(MODULE, X, Y, key=KEY, steps=5, learning_rate=0.05, centred=True)
     np.testing.assert_allclose(networks.linearize(network)(TEST), network(TEST), rtol=1e-4, atol=1e-5)
 
 
@@ -38,14 +39,12 @@ def test_a_centred_network_s_expansion() -> None:
 def test_its_training_is_gradient_descent_on_a_constant_kernel() -> None:
     steps, rate = 40, 0.05
     linear = networks.Linearized(MODULE)
-    network = networks.train(
-        linear, X, Y, key=KEY, steps=steps, optimizer="sgd", learning_rate=rate, schedule="constant"
-    )
+    network = flat.train(linear, X, Y, key=KEY, steps=steps, optimizer="sgd", learning_rate=rate, schedule="constant")
     origin = network.variables["origin"]
-    flat, unravel = jax.flatten_util.ravel_pytree(origin)
+    start, unravel = jax.flatten_util.ravel_pytree(origin)
 
     def jacobian(x):
-        return np.float64(jax.jacobian(lambda p: MODULE.apply(unravel(p), x).reshape(-1))(flat))
+        return np.float64(jax.jacobian(lambda p: MODULE.apply(unravel(p), x).reshape(-1))(start))
 
     at_train, at_test = jacobian(X), jacobian(TEST)
     gram = at_train @ at_train.T

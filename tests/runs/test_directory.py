@@ -45,7 +45,7 @@ def test_create_refuses_a_run_and_a_directory_of_other_things(tmp_path):
     with pytest.raises(FileExistsError, match=r"path: '.*run' already holds a run; resume it, or choose another"):
         Run.create(tmp_path / "run", CONFIG)
     assert len(Run.resume(tmp_path / "run").metrics()) == 1
-    with pytest.raises(FileExistsError, match=r"path: expected a new or empty directory .* contains 'run'"):
+    with pytest.raises(FileExistsError, match=r"path: got .* contains 'run'.*, expected a new or empty directory"):
         Run.create(tmp_path, CONFIG)
 
 
@@ -82,7 +82,7 @@ def test_resume_lists_every_key_that_differs(tmp_path):
     Run.create(tmp_path, CONFIG)
     other = {**CONFIG, "steps": 20, "kernel": {"name": "fc", "depth": 3}, "extra": "x"}
     del other["ridge"]
-    with pytest.raises(ValueError, match=r"^config: expected the configuration of the run in ") as caught:
+    with pytest.raises(ValueError, match=r"^config: got other values, expected those of the run in ") as caught:
         Run.resume(tmp_path, other)
     message = str(caught.value)
     assert "steps: the run has 10, given 20" in message
@@ -100,7 +100,7 @@ def test_nan_and_tuples_in_a_config_equal_themselves(tmp_path):
 
 
 def test_resume_of_what_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"path: expected a run directory, got '.*none', which does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"path: got '.*none', which does not exist, expected a run directory"):
         Run.resume(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"which has no config\.json"):
         Run.resume(tmp_path)
@@ -111,7 +111,7 @@ def test_resume_of_what_is_no_run(tmp_path):
     whole = (run.path / "config.json").read_text()
     for broken in (whole[: len(whole) // 2], "", "\0\0"):
         (run.path / "config.json").write_text(broken)
-        with pytest.raises(ValueError, match=r"path: '.*config\.json' is not whole"):
+        with pytest.raises(ValueError, match=r"path: got '.*config\.json', which is not whole, expected JSON"):
             Run.resume(run.path)
     for foreign in ("[]", '{"config": {}}', '{"steps": 3}'):
         (run.path / "config.json").write_text(foreign)
@@ -163,7 +163,7 @@ def test_a_torn_last_line_is_left_out_and_mended(tmp_path, torn):
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
     run = Run.create(tmp_path, CONFIG)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl', line 2: expected a JSON object with a step"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl', line 2: got .*, expected a JSON object with a step"):
         run.metrics()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ntkit import plot
-from ntkit.runs import Run, write_report
+from ntkit.runs import Result, Run, Share, write_report
 
 VOID = {"meta", "img", "br", "hr", "link"}
 
@@ -53,10 +53,14 @@ def test_one_page_with_everything_and_nothing_outside(tmp_path):
     (tmp_path / "picture.png").write_bytes(data)
     write_report(
         path,
-        title="KIP & friends <script>alert(1)</script>",
-        summary={"test accuracy": "92.1%", "loss": np.float32(0.012345)},
-        tables={"Accuracy": [{"set": "distilled <b>", "test": 0.92131}, {"set": "random", "train": 1, "test": None}]},
-        figures={"History": figure(), "Grid": data, 'File "x"': tmp_path / "picture.png"},
+        Result(
+            "KIP & friends <script>alert(1)</script>",
+            summary={"test accuracy": Share(0.921), "loss": np.float32(0.012345)},
+            tables={
+                "Accuracy": [{"set": "distilled <b>", "test": 0.92131}, {"set": "random", "train": 1, "test": None}]
+            },
+            figures={"History": figure(), "Grid": data, 'File "x"': tmp_path / "picture.png"},
+        ),
         config={"kernel": {"depth": 3}, "steps": 10, "text": "<i>"},
         versions={"jax": "1.2.3"},
         device={"platform": "cpu"},
@@ -66,7 +70,7 @@ def test_one_page_with_everything_and_nothing_outside(tmp_path):
     assert text.startswith("<!doctype html>")
     words = " ".join(page.text)
     for expected in (
-        "KIP & friends <script>alert(1)</script>", "92.1%", "0.01235", "distilled <b>", "0.9213", "kernel.depth",
+        "KIP & friends <script>alert(1)</script>", "92.1 %", "0.01235", "distilled <b>", "0.9213", "kernel.depth",
         "1.2.3", "made by ntkit", "<i>",
     ):  # fmt: skip
         assert expected in words
@@ -89,16 +93,15 @@ def test_one_page_with_everything_and_nothing_outside(tmp_path):
 
 
 def test_a_page_with_nothing_but_a_title(tmp_path):
-    write_report(tmp_path / "r.html", title="t", summary="One.\n\nTwo <2>.", tables={"none": []})
+    write_report(tmp_path / "r.html", Result("t", tables={"none": []}))
     _, page = read(tmp_path / "r.html")
-    assert [tag for tag, _ in page.tags].count("p") == 3
-    assert "Two <2>." in page.text
+    assert [tag for tag, _ in page.tags].count("p") == 1
 
 
 @pytest.mark.parametrize(
     ("picture", "error", "message"),
     [
-        (b"GIF89a", ValueError, r"figures\['f'\]: expected a PNG"),
+        (b"GIF89a", ValueError, r"figures\['f'\]: got something else, expected a PNG"),
         (3, ValueError, r"figures\['f'\]: got 3, expected a matplotlib Figure"),
         ("/none.png", FileNotFoundError, "none"),
     ],
@@ -107,13 +110,13 @@ def test_bad_figures_leave_the_old_report(tmp_path, picture, error, message):
     path = tmp_path / "r.html"
     path.write_text("old")
     with pytest.raises(error, match=message):
-        write_report(path, title="t", figures={"f": picture})
+        write_report(path, Result("t", figures={"f": picture}))
     assert path.read_text() == "old"
 
 
 def test_a_run_s_report_says_what_it_was(tmp_path):
     run = Run.create(tmp_path / "run", {"depth": 17})
-    run.report(title="t", tables={"numbers": [{"of": 0.25}]})
+    assert run.write(Result("t", tables={"numbers": [{"of": 0.25}]})) == ["report.html", "results.json"]
     _, page = read(run.path / "report.html")
     words = " ".join(page.text)
     for expected in ("depth", "17", "0.25", run.versions["jax"], run.device["platform"], run.created):

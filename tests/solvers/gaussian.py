@@ -1,15 +1,12 @@
 """A kernel that compiles in no time, and whose matrices are as ill-conditioned as it is wide."""
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 
+import ntkit
 from ntkit.kernels import Kernel
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@ntkit.pytree_dataclass
 class Gaussian(Kernel):
     scale: float
 

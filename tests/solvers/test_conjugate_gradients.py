@@ -149,12 +149,14 @@ def test_more_than_float32_can_tell(rank) -> None:
 
 
 def test_the_reported_residual_is_the_true_one() -> None:
-    """The iteration's own goes on falling where float32 cannot follow."""
+    """The iteration's own goes on falling where float32 cannot follow, to a ten thousandth of the true one."""
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
     predictor = failing("rounding in float32 outweighs", SMOOTH, x, y, 1e-2, solver=CG(1e-9, 20))
     true = relative_residual(SMOOTH(x), predictor, y, 1e-2)[:3]
     assert ((true > 1e-9) & (true < 1e-4)).all()
-    np.testing.assert_allclose(predictor.report.residual[:3], true, rtol=1)
+    # Both are rounding, in two orders of summation: of one size, no more.
+    ratio = predictor.report.residual[:3] / true
+    assert ((ratio > 0.1) & (ratio < 10)).all()
 
 
 def test_no_gram_matrix(x64: None) -> None:
@@ -219,7 +221,7 @@ def test_a_predictor_with_a_report_is_a_pytree() -> None:
         (lambda: CG(rank=1.0), "rank: got 1.0"),
         (lambda: CG(max_steps=0), "max_steps: got 0, expected an integer of at least 1"),
         (lambda: CG(key=0), "key: got 0, expected jax.random.key"),
-        (lambda: fit(solver="cg"), r"solver: got 'cg', expected ntkit.regression.Cholesky\(\) or CG\(\)"),
+        (lambda: fit(solver="cg"), r"solver: got 'cg', expected ntkit.regression.Cholesky\(\), CG\(\) or Primal"),
         (lambda: fit(solver=CG), "solver: got the class CG"),
         (lambda: fit(gram="K"), "gram: got 'K', expected an array or a memory map"),
         (lambda: fit(gram=np.zeros((N, N - 1))), r"gram: got float64 of shape \(61, 60\), expected floats of shape"),

@@ -7,27 +7,29 @@ import pytest
 
 import ntkit
 from ntkit import regression
-from ntkit.kernels import Kernel
-from ntkit.solvers import Recomputed, cross_product, products
+from ntkit.kernels import Kernel, memory
+from ntkit.solvers import Recomputed
 
 RNG = np.random.default_rng(0)
 X, SUPPORT, WEIGHTS = (RNG.normal(size=shape).astype(np.float32) for shape in ((13, 3), (37, 3), (37, 2)))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@ntkit.pytree_dataclass
 class Recording(Kernel):
-    """A kernel of which 40 pairs fit in a tile, and that says which shapes it was compiled for."""
+    """A kernel that says which shapes it was compiled for."""
 
     scale: float
     shapes: list = dataclasses.field(metadata={"static": True}, hash=False, compare=False)
 
-    def pair_bytes(self, shape, itemsize):
-        return products.TILE_BYTES // 40
-
     def gram(self, x1, x2):
         self.shapes.append((len(x1), len(x1 if x2 is None else x2)))
         return jnp.exp(-self.scale * jnp.sum((x1[:, None] - (x1 if x2 is None else x2)) ** 2, -1))
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch) -> None:
+    """40 pairs fit in a tile."""
+    monkeypatch.setattr(memory, "TILE", 40 * 12)
 
 
 @pytest.mark.parametrize("count", [1, 13])
@@ -72,8 +74,7 @@ def test_recomputed_equals_the_whole(block_size) -> None:
 def test_half_of_the_tiles_are_computed() -> None:
     kernel, calls = Recording(0.3, []), []
 
-    @jax.tree_util.register_dataclass
-    @dataclasses.dataclass(frozen=True)
+    @ntkit.pytree_dataclass
     class Counting(Recording):
         def gram(self, x1, x2):
             jax.debug.callback(lambda: calls.append(1))
@@ -91,7 +92,7 @@ def test_half_of_the_tiles_are_computed() -> None:
 def test_a_batch_without_tiles_is_one_call() -> None:
     kernel = Recording(0.3, [])
     np.testing.assert_allclose(
-        cross_product(kernel, jnp.asarray(X[:2]), jnp.asarray(SUPPORT[:20]), jnp.asarray(WEIGHTS[:20])),
+        kernel.matmul(X[:2], SUPPORT[:20], WEIGHTS[:20]),
         Recording(0.3, []).gram(X[:2], SUPPORT[:20]) @ WEIGHTS[:20],
         atol=1e-5,
     )

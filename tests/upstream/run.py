@@ -38,15 +38,15 @@ def obtain(cache: Path) -> Path:
 
 def run(source: Path, test: Path, budget: float, arguments: list[str]) -> collections.Counter[str]:
     """Run one file, with what it printed beside it, and count the outcomes."""
-    # As a plugin, ntkit is imported before any test and after pytest has installed its own import hook.
-    command = [sys.executable, "-m", "pytest", "-p", "ntkit", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    # As a plugin it is imported before any test and after pytest has installed its own import hook.
+    command = [sys.executable, "-m", "pytest", "-p", "upstream_views", "-v", "--tb=short", "-p", "no:cacheprovider"]
     log = source / (".".join(test.relative_to(source).with_suffix("").parts) + ".log")
     with log.open("w") as output:
         try:
             status = subprocess.run(
                 [*command, str(test.relative_to(source)), *arguments],
                 cwd=source,
-                env={**os.environ, "PYTHONPATH": str(source)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(Path(__file__).parent)])},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=budget,
