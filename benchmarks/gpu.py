@@ -50,7 +50,7 @@ PARTS = {
     "fc3": ("4,000 × 4,000 vectors, fc(3), against X Xᵀ and beside neural-tangents", 45),
     "kip-fc1": ("a step of KIP, fc(1), beside today's loop with neural-tangents", 60),
     "kip-convnet3": ("a step of KIP, convnet(3)", 90),
-    "pgd20": ("PGD of 20 steps on a kernel predictor", 60),
+    "pgd20": ("PGD of 20 steps on a kernel predictor", 100),
     "training": ("a step of training a network", 60),
     "myrtle5": ("a pair of myrtle(5), beside neural-tangents", 90),
     "conv3": ("a pair of conv(3), beside neural-tangents", 45),

@@ -36,7 +36,7 @@ HAS: dict[str, Callable[[Layer], bool]] = {
 
 
 def ntk(
-    architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None, pallas: bool = False
+    architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None, pallas: bool | None = None
 ) -> Kernel:
     """Give the neural tangent kernel of an infinitely wide network (Jacot et al. 2018, arXiv:1806.07572).
 
@@ -49,7 +49,8 @@ def ntk(
     - `block_pairs`: pairs of images that the fused engine computes at once; its memory grows with it. `None`: as many
       as suit the device's caches and memory.
     - `pallas`: whether the fused engine takes a first convolution, its nonlinearity and 2×2 pooling in one kernel of
-      the GPU, written in Pallas; forward, in float32. Elsewhere than on a GPU it is interpreted, which is slow.
+      the GPU, written in Pallas; forward, in float32. `None`: on a GPU that can. Elsewhere than on a GPU it is
+      interpreted, which is slow.
 
     **Returns:** a [`Kernel`][] whose leaves are the `W_std` and `b_std` of the architecture's layers.
 
@@ -60,7 +61,7 @@ def ntk(
 
 
 def nngp(
-    architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None, pallas: bool = False
+    architecture: Architecture, engine: Engine = "auto", *, block_pairs: int | None = None, pallas: bool | None = None
 ) -> Kernel:
     """Give the covariance of an infinitely wide random network's outputs (Lee et al. 2018, arXiv:1711.00165).
 
@@ -69,7 +70,9 @@ def nngp(
     return _closed_form(architecture, "nngp", engine, block_pairs, pallas)
 
 
-def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pairs: int | None, pallas: bool) -> Kernel:
+def _closed_form(
+    architecture: Architecture, get: Get, engine: Engine, block_pairs: int | None, pallas: bool | None
+) -> Kernel:
     if not isinstance(architecture, Architecture):
         raise wrong("architecture", architecture, "an ntkit.Architecture such as ntkit.fc(1)")
     check_choice("engine", engine, ENGINES)
@@ -78,8 +81,8 @@ def _closed_form(architecture: Architecture, get: Get, engine: Engine, block_pai
     block_pairs = None if block_pairs is None else check_integer("block_pairs", block_pairs)
     if block_pairs is not None and not fused:
         raise wrong("block_pairs", block_pairs, "None with the engine 'neural_tangents'")
-    if check_flag("pallas", pallas) and not fused:
-        raise wrong("pallas", pallas, "False with the engine 'neural_tangents'")
+    if pallas is not None and check_flag("pallas", pallas) and not fused:
+        raise wrong("pallas", pallas, "False or None with the engine 'neural_tangents'")
     if fused:
         return FusedKernel(architecture, get, block_pairs, pallas)
     nt.load()  # what is missing is said here, and not inside of a compiled function

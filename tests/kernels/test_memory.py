@@ -19,6 +19,7 @@ ARCHITECTURE = ntkit.convnet(1)
 )
 @pytest.mark.parametrize("pairs", [1, 17, 60])
 def test_equal_to_one_piece(make, pairs, monkeypatch) -> None:
+    pytest.importorskip("neural_tangents")
     kernel = make()
     whole, own, slope = kernel(X1, X2), kernel(X1), jax.grad(lambda x: jnp.sum(kernel(x, X2) ** 2))(jnp.asarray(X1))
     each = 4 * 20**2 * (6 if kernel.engine == "neural_tangents" and hasattr(kernel, "architecture") else 4)

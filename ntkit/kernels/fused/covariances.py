@@ -154,9 +154,10 @@ def _through(
         )
 
     at_once = None
-    if recursion.pallas and channels and not same and first_stage.supports(stage, channels, dtype):
+    if recursion.pallas is not False and channels and not same and first_stage.supports(stage, channels, dtype):
         at_once = functools.partial(first_stage.through, stage, at_patches, channels)
-    through = _at_all_displacements(stage, tables, pairs, at_planes, empty, keep, at_once)
+    everywhere = recursion.pallas is not None
+    through = _at_all_displacements(stage, tables, pairs, at_planes, empty, keep, at_once, everywhere)
     return through(layers, values, planes1, planes2)
 
 
@@ -168,20 +169,29 @@ def _at_all_displacements(
     empty: Callable[..., Covariances],
     keep: Keep,
     at_once: Callable[[Any, Array, Array], Covariances] | None,
+    everywhere: bool,
 ) -> Callable[[Any, Covariances | None, Array, Array], Covariances]:
     """Give the function that goes through a stage's displacements, one after the other, with its derivative.
 
     **Arguments:** `at`: computes the covariances at one displacement, by its row and column. `empty`: zeros of a shape.
-    `at_once`: computes the same as all of it, if there is something better. Derivatives go one after the other.
+    `at_once`: computes the same as all of it, if there is something better; `everywhere`, or only on a GPU. Derivatives
+    go one after the other.
     """
     (vertical, horizontal), (rows, columns) = stage.axes, tables
     height, width = vertical.cells.count, horizontal.cells.count
 
     @jax.custom_vjp
     def through(layers: Any, values: Covariances | None, planes1: Array, planes2: Array) -> Covariances:
-        if at_once is not None:
+        if at_once is None:
+            return one_by_one(layers, values, planes1, planes2)
+        if everywhere:
             return at_once(layers, planes1, planes2)
+        # The process has a GPU, but these arrays may be elsewhere.
+        return lax.platform_dependent(
+            layers, planes1, planes2, cuda=at_once, default=lambda layers, *planes: one_by_one(layers, None, *planes)
+        )
 
+    def one_by_one(layers: Any, values: Covariances | None, planes1: Array, planes2: Array) -> Covariances:
         def along_x(total: Covariances, here: Any) -> tuple[Covariances, None]:
             column = columns.read(here[0])
             turned = keep(jnp.roll(planes2, -column.displacement, axis=-1))

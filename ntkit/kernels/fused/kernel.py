@@ -23,7 +23,7 @@ from ntkit.architectures import (
 )
 from ntkit.kernels import blocks, memory
 from ntkit.kernels.base import Kernel
-from ntkit.kernels.fused import near
+from ntkit.kernels.fused import first_stage, near
 from ntkit.kernels.fused.covariances import Batch, kernel, variances
 from ntkit.kernels.fused.moments import MOMENTS, Maps
 from ntkit.kernels.fused.stages import Recursion, Stage, stages, stages_to_the_last_activation
@@ -45,13 +45,14 @@ class FusedKernel(Kernel):
     """The kernel of an architecture.
 
     **Fields:** `block_pairs`: pairs of images computed at once, or `None` for as many as the device likes best.
-    `pallas`: whether the first stage is one kernel of a GPU, where it can be (see `first_stage`).
+    `pallas`: whether the first stage is one kernel of a GPU, where it can be (see `first_stage`); `None` for where
+    there is such a GPU.
     """
 
     architecture: Architecture
     get: Get = static_field()
     block_pairs: int | None = static_field(default=None)
-    pallas: bool = static_field(default=False)
+    pallas: bool | None = static_field(default=None)
     exactly_symmetric: ClassVar[bool] = True
 
     @property
@@ -123,7 +124,8 @@ class FusedKernel(Kernel):
 
     @property
     def _recursion(self) -> Recursion:
-        return Recursion(self.architecture.parameterization, self.get == "ntk", self.pallas)
+        pallas = False if self.pallas is None and not first_stage.pays() else self.pallas
+        return Recursion(self.architecture.parameterization, self.get == "ntk", pallas)
 
     def _images(self, x: Array) -> Array:
         """Give inputs as (n, channels, height, width); a vector is an image of one pixel."""

@@ -38,12 +38,12 @@ class Recursion(NamedTuple):
     """What is the same for all layers.
 
     **Fields:** `tangent`: whether T is asked for. `pallas`: whether the first stage is one kernel of a GPU, where it
-    can be.
+    can be; `None` for where the arrays are on one.
     """
 
     parameterization: Parameterization
     tangent: bool
-    pallas: bool = False
+    pallas: bool | None = False
 
 
 @dataclasses.dataclass(frozen=True)

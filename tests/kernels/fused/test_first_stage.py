@@ -1,6 +1,7 @@
 """The first stage in one kernel of a GPU, interpreted, against the engine without it."""
 
 import inspect
+import types
 from contextlib import AbstractContextManager, nullcontext
 
 import jax
@@ -11,6 +12,7 @@ from jax import export
 
 import ntkit
 from ntkit.architectures import Activation, Architecture, AveragePool, Conv, Dense, Flatten
+from ntkit.kernels.fused import first_stage
 
 # A window and cells that are not square, on images whose last row is in no cell.
 OBLONG = Architecture(
@@ -86,6 +88,39 @@ def test_compiles_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call in exported.mlir_module()
 
 
+def test_by_itself_where_the_arrays_are_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, x = ntkit.ntk(ntkit.convnet(1)), jnp.zeros((20, 8, 8, 1))
+    assert not uses_it(kernel, x)
+    monkeypatch.setattr(first_stage, "pays", lambda: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for platform in ("cuda", "cpu"):
+        with on_a_gpu():
+            exported = export.export(
+                jax.jit(lambda x: kernel.gram(x, x)),
+                platforms=[platform],
+                disabled_checks=[export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
+            )(x)
+        assert ("__gpu$xla.gpu.triton" in exported.mlir_module()) == (platform == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("cpu", None, False),
+        ("gpu", "9.0", True),
+        ("gpu", "7.5", False),
+        ("gpu", "12.0", True),
+        ("gpu", "gfx90a", False),
+    ],
+)
+def test_which_devices_it_pays_on(
+    platform: str, capability: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda *_: [device])
+    assert first_stage.pays() == expected
+
+
 def on_a_gpu() -> AbstractContextManager[object]:
     """Say which GPU to compile for; before JAX 0.11 any will do."""
     device = getattr(jax.sharding, "AbstractDevice", None)
@@ -96,9 +131,9 @@ def on_a_gpu() -> AbstractContextManager[object]:
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-@pytest.mark.parametrize("pallas", [1, "yes", None])
+@pytest.mark.parametrize("pallas", [1, "yes"])
 def test_bad_pallas(pallas: object) -> None:
     with pytest.raises(ValueError, match="pallas: got"):
         ntkit.ntk(ntkit.fc(1), pallas=pallas)
-    with pytest.raises(ValueError, match="pallas: got True, expected False with the engine 'neural_tangents'"):
+    with pytest.raises(ValueError, match="pallas: got True, expected False or None with the engine 'neural_tangents'"):
         ntkit.nngp(ntkit.fc(1), "neural_tangents", pallas=True)
