@@ -165,7 +165,6 @@ def pgd(support: int, count: int, settings: Settings) -> Iterator[Row]:
     yield found
     sides = {
         "ntkit": (attacks.by_ntkit, model),
-        "ntkit, stopping early": (attacks.stopping_early, model),
         "gradients alone": (attacks.gradients_alone, model),
     }
     found["sides"] = attacks.compare(sides, x, labels, radius, settings.repeats)

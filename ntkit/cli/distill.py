@@ -234,6 +234,8 @@ class Distill(RunOptions, DataOptions, RegressionOptions, AdversaryOptions, Robu
             return distill.RFAD(architecture, width=self.learner_width, ridge=self.ridge, get=self.kernel)
         module = architecture.flax(classes, self.learner_width)
         if self.learner == "rat_bptt":
+            if self.ridge != Distill.ridge:
+                raise ValueError(f"ridge: got {self.ridge}, expected a learner with a ridge beside it, not rat_bptt")
             return distill.RaTBPTT(module)
         return {"frepo": distill.FRePo, "rcig": distill.RCIG}[self.learner](module, ridge=self.ridge)
 

@@ -320,7 +320,7 @@ def _read_config(directory: Path, given: str) -> dict[str, Any]:
         if not isinstance(content.get(key), kind) or _too_deep(content[key]):
             raise ValueError(f"{not_a_run}, got {reprlib.repr(content.get(key))} for {key}")
     versions = content["versions"]
-    if not (isinstance(versions.get("ntkit"), str) and all(isinstance(version, str) for version in versions.values())):
+    if not (isinstance(versions.get("python"), str) and all(isinstance(version, str) for version in versions.values())):
         raise ValueError(f"{not_a_run}, got {reprlib.repr(versions)} for versions")
     return content
 

@@ -13,6 +13,9 @@ from tests.cli.command import status
 from tests.data.test_loading import examples, write_tfds
 
 DISTILL = {
+    "--learner rat_bptt --ridge 0.01": "--ridge: got 0.01, expected a learner with a ridge beside it",
+    "--learner kip --learner-width 7": "--learner-width: got 7, expected another learner than kip",
+    "--learner rfad --learn-kernel": "--learn-kernel: got True, expected --learner kip beside it",
     "--per-class 0": "--per-class: got 0, expected an integer of at least 1",
     "--per-class 200": "--per-class: got 200, expected at most 142: class 0 has no more examples",
     "--per-class x": "Error parsing -n/--per-class: invalid literal for int() with base 10: 'x'",

@@ -118,6 +118,17 @@ def test_a_learned_kernel_is_kept_with_the_set(tmp_path, capsys):
     assert ntkit("evaluate", tmp_path / "run", "--network-steps", "0", "--depth", "2") == 0
 
 
+@pytest.mark.parametrize(
+    "learner", ["rat_bptt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rfad", "frepo", "rcig"))]
+)
+def test_other_learners(learner, tmp_path):
+    options = ("--learner-width", "16", "--steps", "3", "--target-batch", "50", "--full-set-limit", "200")
+    assert ntkit("distill", "--learner", learner, *options, "--out", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["learner"] == learner
+    assert Distilled.load(tmp_path / "run" / "distilled.npz").images.shape == (10, 8, 8, 1)
+    assert [record["step"] for record in Run.resume(tmp_path / "run").metrics()][-1] == 3
+
+
 def test_label_solve(tmp_path, capsys):
     assert ntkit("label-solve", "--full-set-limit", "200", "--out", tmp_path / "run") == 0
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["regression"]

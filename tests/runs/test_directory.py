@@ -40,6 +40,13 @@ def test_resume_opens_what_create_made(tmp_path):
             )
 
 
+def test_a_run_of_a_copy_that_is_not_installed(tmp_path, monkeypatch):
+    versions = {name: version for name, version in ntkit.runs.environment.versions().items() if name != "ntkit"}
+    monkeypatch.setattr(ntkit.runs.environment, "versions", lambda: versions)
+    Run.create(tmp_path, CONFIG)
+    assert Run.resume(tmp_path, CONFIG).versions == versions
+
+
 def test_create_refuses_a_run_and_a_directory_of_other_things(tmp_path):
     Run.create(tmp_path / "run", CONFIG).log(1, loss=1.0)
     with pytest.raises(FileExistsError, match=r"path: '.*run' already holds a run; resume it, or choose another"):
