@@ -49,8 +49,8 @@ def ntk(
     - `block_pairs`: pairs of images that the fused engine computes at once; its memory grows with it. `None`: as many
       as suit the device's caches and memory.
     - `pallas`: whether the fused engine takes a first convolution, its nonlinearity and 2×2 pooling in one kernel of
-      the GPU, written in Pallas; forward, in float32. `None`: on a GPU that can. Elsewhere than on a GPU it is
-      interpreted, which is slow.
+      the GPU, written in Pallas; forward, in float32. `None`: on a GPU that can, since JAX 0.6.1. Elsewhere
+      than on a GPU it is interpreted, which is slow.
 
     **Returns:** a [`Kernel`][] whose leaves are the `W_std` and `b_std` of the architecture's layers.
 

@@ -88,6 +88,7 @@ def test_compiles_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call in exported.mlir_module()
 
 
+@pytest.mark.skipif(jax.__version_info__ < first_stage.LEAVES_OUT, reason="it is off by itself with this JAX")
 def test_by_itself_where_the_arrays_are_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, x = ntkit.ntk(ntkit.convnet(1)), jnp.zeros((20, 8, 8, 1))
     assert not uses_it(kernel, x)
@@ -118,7 +119,7 @@ def test_which_devices_it_pays_on(
 ) -> None:
     device = types.SimpleNamespace(platform=platform, compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda *_: [device])
-    assert first_stage.pays() == expected
+    assert first_stage.pays() == (expected and jax.__version_info__ >= first_stage.LEAVES_OUT)
 
 
 def on_a_gpu() -> AbstractContextManager[object]:
