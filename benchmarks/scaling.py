@@ -3,7 +3,8 @@
     python benchmarks/scaling.py
 
 Prints the tables of docs/scaling.md. Times per pair are those of benchmarks/results/kernels-*.json, which
-benchmarks/kernels.py writes, a table for each file. Nothing here is run at size.
+benchmarks/kernels.py writes, and of gpu-*.json, which benchmarks/gpu.py writes, a table for each file. Nothing here is
+run at size.
 """
 
 from __future__ import annotations
@@ -31,6 +32,16 @@ def measured() -> Iterator[tuple[str, dict[str, float]]]:
         if rows and not result["quick"]:
             device = result["device"]
             yield f"CPU of {device['cores']} cores" if device["platform"] == "cpu" else device["kind"], rows
+    for path in sorted(RESULTS.glob("gpu-*.json")):
+        result = json.loads(path.read_text())
+        parts = {name: part["numbers"] for name, part in result["parts"].items()}
+        rows = {name: part["ntkit"]["seconds_per_pair"] for name, part in parts.items() if "ntkit" in part}
+        if "convnet3-pallas" in parts:
+            # What is the default since this was measured.
+            rows["convnet3"] = parts["convnet3-pallas"]["pallas"]["seconds_per_pair"]
+        kind = next(part["device_kind"] for part in parts.values() if "device_kind" in part)
+        if rows and not result["rehearsal"]:
+            yield kind, rows
 
 
 def duration(seconds: float) -> str:
