@@ -99,7 +99,10 @@ def published(path: Path | None, row: Row) -> dict[str, float]:
     every = json.loads(path.read_text())
     dataset = COPIES.get(row.dataset, row.dataset)
     kip, column = every["kip_table_1"], every["kip_table_1"]["columns"].index("KIP ConvNet")
-    found = {"kip": values[column] for values in kip.get(dataset, []) if values[0] == row.per_class}
+    found = {}
+    for values in kip.get(dataset, []):
+        if values[0] == row.per_class:
+            found["kip"] = values[column]
     if row.per_class in SIZES:
         learners = every["distilled_sets_on_networks"].get(dataset, {})
         found |= {name: values[SIZES.index(row.per_class)] for name, values in learners.items()}
