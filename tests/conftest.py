@@ -1,5 +1,6 @@
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,27 @@ if "XLA_FLAGS" not in os.environ:
     )
     # The workers inherit it.
     os.environ["XLA_FLAGS"] = PLAIN if tried.returncode else FAST
+
+# What was compiled is kept for the other worker, for the processes that tests start, and for the next run; JAX knows
+# it again by the program, the flags and its own version. `--cache-clear` removes it.
+KEPT = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
+    "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
+}
+
+# Under nohup it is ignored, and so it would be in all that tests start to send it to.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cache = getattr(config, "cache", None)
+    if cache is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    for name, value in {"JAX_COMPILATION_CACHE_DIR": str(cache.mkdir("compiled")), **KEPT}.items():
+        os.environ[name] = str(value)
+        # Here JAX has read its environment already.
+        jax.config.update(name.lower(), value)
 
 
 @pytest.fixture
