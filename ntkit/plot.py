@@ -207,7 +207,7 @@ def transfer(
     **Arguments:**
 
     - `rows`: as `ntkit.networks.transfer_rows` gives them: each with a "network", its "steps", and an "accuracy" that
-      maps the name of each kind of images to the accuracies of several networks.
+      maps the name of each kind of images to the accuracies of several networks; those without steps are left out.
     - `names`: what the kinds of images are called in the legend; by default their names.
     - `title`: a heading.
 
@@ -220,6 +220,8 @@ def transfer(
     expected = "one row or more of ntkit.networks.transfer_rows"
     for row in check_sequence("rows", rows, expected):
         _check_keys("rows", row, ("network", "steps", "accuracy"), expected)
+    # What the examples were crafted on has no steps.
+    rows = [row for row in rows if row["steps"] is not None]
     if not rows:
         raise wrong("rows", rows, expected)
     if names is not None:

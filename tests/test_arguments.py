@@ -231,6 +231,19 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         | {"x": X, "labels": LABELS, "examples": {"noise": X}, "adversaries": {"fgsm": ADVERSARY}, "steps": [1]},
     ),
     "transfer_rows": (networks.transfer_rows, {"network": "wide", "found": [{1: {"clean": 0.5}}]}),
+    "transfer_result": (
+        networks.transfer_result,
+        {
+            "rows": networks.transfer_rows("wide", [{1: {"clean": 0.5}}]),
+            "names": {"clean": "as they are"},
+            "title": "t",
+        },
+    ),
+    "dynamics_result": (
+        networks.dynamics_result,
+        {"found": {"standard": DYNAMICS.summary(Y, top=2) | {"accuracy": {"clean": [0.5, 0.5, 0.5]}}}}
+        | {"linearized": {}, "title": "t"},
+    ),
     "kernel_distance": (networks.kernel_distance, {"first": GRAM, "second": np.eye(6)}),
     "Dynamics": (networks.Dynamics, {"steps": (0, 1), "grams": np.stack([GRAM, GRAM]), "networks": ()}),
     "Dynamics.concentration": (DYNAMICS.concentration, {"top": 2}),

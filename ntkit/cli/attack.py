@@ -38,8 +38,8 @@ from ntkit.cli.tables import finish
 from ntkit.data import Preprocessing, Split, of_pixels, one_hot
 from ntkit.kernels import Kernel
 from ntkit.networks.training import Module
-from ntkit.networks.transferring import Row, random_noise, transfer, transfer_rows
-from ntkit.runs import Result, Share, progress
+from ntkit.networks.transferring import Row, random_noise, transfer, transfer_result, transfer_rows
+from ntkit.runs import Result, progress
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
 # What the kinds of images are called in tables and pictures.
@@ -278,22 +278,15 @@ def _chosen(split: Split, classes: Sequence[int], limit: int, key: jax.Array) ->
 
 def _result(title: str, task: _Task, crafted: _Crafted, found: Sequence[Row]) -> Result:
     """Put together what is known so far."""
-    first: dict[str, Any] = {"model": crafted.model, "steps": None}
-    rows = [first | {name: Share(crafted.accuracy[of]) for of, name in NAMES.items() if of in crafted.accuracy}]
-    for row in found:
-        cells = {name: Share(*row["accuracy"][of]) for of, name in NAMES.items()}
-        rows.append({"model": row["network"], "steps": row["steps"], **cells})
-    last = rows[-1]
-    summary = {f"{last['model']}, {name}": last[name] for name in NAMES.values() if name in last}
+    own = {of: [value] for of, value in crafted.accuracy.items()}
+    result = transfer_result([Row(network=crafted.model, steps=None, accuracy=own), *found], names=NAMES, title=title)
     clean, adversarial = task.test.images, crafted.examples["kernel"]
-    return Result(
-        title,
-        summary,
-        {"accuracy": rows},
-        {"examples": _pictures(clean, adversarial)}
+    return dataclasses.replace(
+        result,
+        figures={"examples": _pictures(clean, adversarial)}
         | ({"transfer": plot.transfer(found, names=NAMES)} if found else {}),
-        {"clean": clean, "adversarial": adversarial, "labels": np.asarray(task.classes)[task.test.labels]},
-        CAPTIONS,
+        arrays={"clean": clean, "adversarial": adversarial, "labels": np.asarray(task.classes)[task.test.labels]},
+        captions=CAPTIONS,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -39,19 +38,12 @@ from ntkit.data import Split, of_pixels, one_hot
 from ntkit.networks import Dynamics as KernelDynamics
 from ntkit.networks import Linearization
 from ntkit.networks.training import Module
-from ntkit.runs import Result, Share
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
 # Numbers of the largest eigenvalues whose share is given.
 SHARES = (10, 20)
 # Croce & Hein 2020 evaluate with PGD of as many steps before they show what AutoAttack leaves of it.
 PGD_STEPS = 20
-CAPTIONS = {
-    "metrics": "Metrics (moved: distance from the first kernel; speed: per step; top: share of Σ λ²)",
-    "accuracy": "Accuracy; linearized: at that step, and trained from there to the end",
-    "rotation": "Rotation of the kernel and its parts, in degrees, and its norm",
-    "dynamics": "The kernel on its way",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +138,18 @@ class Dynamics(RunOptions, DataOptions, AdversaryOptions):
                     )
                 ball = adversary.ball
                 title = f"{self.dataset}, {name}: {' and '.join(found)} training ({ball.norm} of {ball.radius:g})"
-                result = _result(title, found, linearized, kernels, task)
+                result = networks.dynamics_result(found, linearized, title=title)
+                result = dataclasses.replace(
+                    result,
+                    figures={"dynamics": plot.dynamics(found)},
+                    arrays={
+                        **{training: each.grams.astype(np.float32) for training, each in kernels.items()},
+                        "steps": np.asarray(kernels[kind].steps),
+                        "images": task.sample.images,
+                        "labels": task.sample.labels,
+                    },
+                    captions={**result.captions, "dynamics": "The kernel on its way"},
+                )
                 # An interrupted run keeps its first training.
                 run.write(result)
             finish(run, result, started)
@@ -226,43 +229,3 @@ class _Task:
     def targets(self, split: Split) -> np.ndarray:
         """Give centred one-hot vectors."""
         return np.asarray(one_hot(split.labels, self.prepared.num_classes))
-
-
-def _result(
-    title: str,
-    found: Mapping[str, Mapping[str, Any]],
-    linearized: Mapping[str, Sequence[Linearization]],
-    kernels: Mapping[str, KernelDynamics],
-    task: _Task,
-) -> Result:
-    """Put together what is known so far."""
-    arrays: dict[str, Any] = {kind: dynamics.grams.astype(np.float32) for kind, dynamics in kernels.items()}
-    arrays |= {"steps": next(iter(kernels.values())).steps, "images": task.sample.images, "labels": task.sample.labels}
-    summary: dict[str, Any] = {}
-    tables: dict[str, list[dict[str, Any]]] = {"metrics": [], "accuracy": [], "rotation": []}
-    for kind, metrics in found.items():
-        summary[f"{kind}: moved, d(Θf, Θ0)"] = metrics["distances"][0][-1]
-        summary |= {f"{kind}: {name} accuracy": Share(values[-1]) for name, values in metrics["accuracy"].items()}
-        ends = {row["step"]: row["linearized"] for row in linearized.get(kind, ())}
-        for i, step in enumerate(metrics["steps"]):
-            row = {"training": kind, "step": step}
-            tables["metrics"].append(
-                {**row, "moved": metrics["distances"][0][i], "speed": metrics["velocity"][i - 1] if i else None}
-                | {f"top {count}": Share(shares[i]) for count, shares in metrics["concentration"].items()}
-                | {"rank": metrics["effective_rank"][i], "aligned": metrics["alignment"][i]}
-            )
-            tables["accuracy"].append(
-                row
-                | {name: Share(values[i]) for name, values in metrics["accuracy"].items()}
-                | {f"linearized: {name}": Share(value) for name, value in ends.get(step, {}).items()}
-            )
-            tables["rotation"].append(
-                row
-                | {
-                    f"{part}: {name}": float(np.degrees(way[name][i])) if name == "angle" else way[name][i]
-                    for part, way in metrics["rotation"].items()
-                    for name in ("radius", "angle")
-                }
-                | {"norm": metrics["norm"][i]}
-            )
-    return Result(title, summary, tables, {"dynamics": plot.dynamics(found)}, arrays, CAPTIONS)

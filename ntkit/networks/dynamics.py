@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from ntkit._checks import check_choice, check_finite, check_integer, check_integers, wrong
+from ntkit._checks import (
+    check_choice,
+    check_finite,
+    check_integer,
+    check_integers,
+    check_named,
+    check_sequence,
+    check_text,
+    wrong,
+)
 from ntkit.features import alignment, concentration, effective_rank
+from ntkit.runs import Result, Share
 
 if TYPE_CHECKING:
+    from ntkit.networks.snapshots import Linearization
     from ntkit.networks.training import TrainedNetwork
 
 Part: TypeAlias = Literal["all", "top", "bottom"]
@@ -21,6 +32,11 @@ Part: TypeAlias = Literal["all", "top", "bottom"]
 PARTS: tuple[Part, ...] = ("all", "top", "bottom")
 # Tsilivis & Kempe 2022, section 5, call the span of as many eigenvectors the top of the kernel.
 TOP = 20
+CAPTIONS = {
+    "metrics": "Metrics (moved: distance from the first kernel; speed: per step; top: share of Σ λ²)",
+    "accuracy": "Accuracy; linearized: at that step, and trained from there to the end",
+    "rotation": "Rotation of the kernel and its parts, in degrees, and its norm",
+}
 
 
 def kernel_distance(first: Float[ArrayLike, "n n"], second: Float[ArrayLike, "n n"]) -> float:
@@ -164,6 +180,62 @@ class Dynamics:
         """Eigenvalues (steps, n) and eigenvectors (steps, n, n) as columns, of the largest first."""
         values, vectors = np.linalg.eigh((self.grams + self.grams.transpose(0, 2, 1)) / 2)
         return values[:, ::-1], vectors[:, :, ::-1]
+
+
+def dynamics_result(
+    found: Mapping[str, Mapping[str, Any]],
+    linearized: Mapping[str, Sequence[Linearization]] | None = None,
+    *,
+    title: str = "Kernel dynamics",
+) -> Result:
+    """Put trainings side by side, such as standard and adversarial, a row for each of their steps.
+
+    **Arguments:** `found`: by the name of each training, what `Dynamics.summary` gives, with the targets of the sample,
+    and under `"accuracy"` one value for each step by the kind of images. `linearized`: by the same names, what
+    [`ntkit.networks.linearized_from`][] gives.
+
+    **Returns:** a `Result`: the tables `metrics`, `accuracy` and `rotation`, in degrees.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    expected = "summaries of kernel dynamics with alignment and accuracy, by the names of the trainings"
+    wanted = {"steps", "distances", "velocity", "concentration", "effective_rank", "alignment", "accuracy", "rotation"}
+    for metrics in check_named("found", found, expected).values():
+        if not (isinstance(metrics, Mapping) and wanted <= metrics.keys()):
+            raise wrong("found", found, expected)
+        for name, values in check_named("accuracy", metrics["accuracy"], "values by the kind of images").items():
+            if len(check_sequence("accuracy", values, "a value for each step")) != len(metrics["steps"]):
+                raise ValueError(f"accuracy: got {len(values)} of {name!r}, expected {len(metrics['steps'])} as steps")
+    linearized = {} if linearized is None else check_named("linearized", linearized, "results by names of trainings")
+    check_text("title", title)
+    summary: dict[str, Any] = {}
+    tables: dict[str, list[dict[str, Any]]] = {"metrics": [], "accuracy": [], "rotation": []}
+    for kind, metrics in found.items():
+        summary[f"{kind}: moved, d(Θf, Θ0)"] = metrics["distances"][0][-1]
+        summary |= {f"{kind}: {name} accuracy": Share(values[-1]) for name, values in metrics["accuracy"].items()}
+        ends = {row["step"]: row["linearized"] for row in linearized.get(kind, ())}
+        for i, step in enumerate(metrics["steps"]):
+            row = {"training": kind, "step": step}
+            tables["metrics"].append(
+                {**row, "moved": metrics["distances"][0][i], "speed": metrics["velocity"][i - 1] if i else None}
+                | {f"top {count}": Share(shares[i]) for count, shares in metrics["concentration"].items()}
+                | {"rank": metrics["effective_rank"][i], "aligned": metrics["alignment"][i]}
+            )
+            tables["accuracy"].append(
+                row
+                | {name: Share(values[i]) for name, values in metrics["accuracy"].items()}
+                | {f"linearized: {name}": Share(value) for name, value in ends.get(step, {}).items()}
+            )
+            tables["rotation"].append(
+                row
+                | {
+                    f"{part}: {name}": float(np.degrees(way[name][i])) if name == "angle" else way[name][i]
+                    for part, way in metrics["rotation"].items()
+                    for name in ("radius", "angle")
+                }
+                | {"norm": metrics["norm"][i]}
+            )
+    return Result(title, summary, tables, captions=CAPTIONS)
 
 
 def _distances(grams: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from ntkit.attacks.balls import check_ball
 from ntkit.data import accuracy, check_images
 from ntkit.networks.snapshots import checkpoints
 from ntkit.networks.training import Module
+from ntkit.runs import Result, Share
 
 
 def random_noise(x: Float[ArrayLike, "n ..."], ball: Ball, *, key: Array) -> Float[Array, "n ..."]:
@@ -95,10 +96,10 @@ def transfer(
 
 
 class Row(TypedDict):
-    """Networks of one kind after as many steps: under each name of images, one accuracy for each network."""
+    """Models of one kind after as many steps, or none: under each name of images, one accuracy for each model."""
 
     network: str
-    steps: int
+    steps: int | None
     accuracy: dict[str, list[float]]
 
 
@@ -120,3 +121,37 @@ def transfer_rows(network: str, found: Sequence[Mapping[int, Mapping[str, float]
         )
         for step in found[0]
     ]
+
+
+def transfer_result(
+    rows: Sequence[Row], *, names: Mapping[str, str] | None = None, title: str = "Transfer of adversarial examples"
+) -> Result:
+    """Put models side by side, a row for each, with what each kind of images leaves of their accuracy.
+
+    **Arguments:** `rows`: of [`transfer_rows`][], and of the model that the examples were crafted on, one or more.
+    `names`: what the kinds of images are called, in the order of the columns; by default their names, as they come.
+
+    **Returns:** a `Result`: the table `accuracy`, and the last row as the summary.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    expected = "one row or more of ntkit.networks.transfer_rows"
+    for row in check_sequence("rows", rows, expected):
+        if not (isinstance(row, Mapping) and {"network", "steps", "accuracy"} <= row.keys()):
+            raise wrong("rows", rows, expected)
+    if not rows:
+        raise wrong("rows", rows, expected)
+    check_text("title", title)
+    kinds = dict.fromkeys(kind for row in rows for kind in row["accuracy"])
+    names = {kind: kind for kind in kinds} if names is None else check_named("names", names, "names by kinds of images")
+    cells = [{name: Share(*row["accuracy"][of]) for of, name in names.items() if of in row["accuracy"]} for row in rows]
+    return Result(
+        title,
+        summary={f"{rows[-1]['network']}, {name}": share for name, share in cells[-1].items()},
+        tables={
+            "accuracy": [
+                {"model": row["network"], "steps": row["steps"], **shares}
+                for row, shares in zip(rows, cells, strict=True)
+            ]
+        },
+    )

@@ -177,6 +177,25 @@ def test_summary_and_picture(tmp_path):
         plot.dynamics({})
 
 
+def test_trainings_side_by_side() -> None:
+    dynamics = Dynamics((0, 1, 5), np.array([turned(0), turned(5), turned(30)]))
+    summary = dynamics.summary([[1], [0]], top=1, shares=(1,)) | {"accuracy": {"clean": [0.1, 0.5, 0.75]}}
+    ends = [{"step": 1, "start": {}, "linearized": {"clean": 0.625}, "network": {}}]
+    result = networks.dynamics_result({"standard": summary, "adversarial": summary}, {"standard": ends}, title="t")
+    assert [row["training"] for row in result.tables["metrics"]] == ["standard"] * 3 + ["adversarial"] * 3
+    assert result.tables["metrics"][0]["speed"] is None
+    assert result.tables["metrics"][2]["moved"] == result.summary["standard: moved, d(Θf, Θ0)"]
+    assert result.tables["rotation"][2]["all: angle"] == pytest.approx(np.degrees(dynamics.rotation().angle[2]))
+    accuracy = result.tables["accuracy"]
+    assert (accuracy[1]["clean"].mean, accuracy[1]["linearized: clean"].mean) == (0.5, 0.625)
+    assert "linearized: clean" not in accuracy[4]
+    for bad in ({"standard": dynamics.summary(top=1)}, [summary], {"standard": 1}):
+        with pytest.raises(ValueError, match=r"found: got .*, expected summaries of kernel dynamics"):
+            networks.dynamics_result(bad)
+    with pytest.raises(ValueError, match="accuracy: got 1 of 'clean', expected 3 as steps"):
+        networks.dynamics_result({"standard": summary | {"accuracy": {"clean": [0.5]}}})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -6,7 +6,7 @@ import ntkit
 from ntkit import attacks, data, networks, regression
 from ntkit.data import Standardize
 from ntkit.networks import training
-from ntkit.networks.transferring import random_noise, transfer, transfer_rows
+from ntkit.networks.transferring import random_noise, transfer, transfer_result, transfer_rows
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -101,6 +101,21 @@ def test_transfer_rows() -> None:
         {"network": "a", "steps": 5, "accuracy": {"clean": [0.5, 1.0]}},
         {"network": "a", "steps": 9, "accuracy": {"clean": [0.25, 0.75]}},
     ]
+
+
+def test_a_table_of_all_models() -> None:
+    kernel = {"network": "ntk", "steps": None, "accuracy": {"noise": [0.5], "kernel": [0.0], "clean": [1.0]}}
+    rows = transfer_rows("a", [{5: {"clean": 0.5, "kernel": 0.0}}, {5: {"clean": 1.0, "kernel": 0.5}}])
+    result = transfer_result([kernel, *rows], names={"clean": "clean", "kernel": "crafted"}, title="t")
+    first, second = result.tables["accuracy"]
+    assert (first["model"], first["steps"], str(first["crafted"])) == ("ntk", None, "0.0 %")
+    assert list(second) == ["model", "steps", "clean", "crafted"]
+    assert second["clean"].values == (0.5, 1.0)
+    assert result.summary == {"a, clean": second["clean"], "a, crafted": second["crafted"]}
+    assert list(transfer_result([kernel]).tables["accuracy"][0]) == ["model", "steps", "noise", "kernel", "clean"]
+    for bad in ([], [{}], {"network": "a"}, "rows"):
+        with pytest.raises(ValueError, match=r"rows: got .*, expected one row or more of ntkit.networks.transfer_rows"):
+            transfer_result(bad)
 
 
 @pytest.mark.parametrize(
