@@ -143,7 +143,8 @@ def found(command, arguments, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [pytest.param(c, marks=[pytest.mark.slow] if c in ("attack", "dynamics") else []) for c in COMMANDS]
+    "command",
+    [pytest.param(c, marks=[pytest.mark.slow] if c in ("attack", "dynamics", "distill") else []) for c in COMMANDS],
 )
 def test_hostile_values(command, door, capsys):
     kind, base = COMMANDS[command]

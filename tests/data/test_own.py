@@ -225,6 +225,7 @@ def test_stratified_leaves_one_of_each_class_outside() -> None:
     assert stratified(labels, 10).sum() == 10
 
 
+@pytest.mark.slow
 def test_the_command_line_distils_and_evaluates_a_table(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     centres = 3 * np.eye(3)

@@ -38,6 +38,7 @@ def newton(objective, start, steps=30):
     return at
 
 
+@pytest.mark.slow
 def test_the_implicit_gradient_is_that_of_a_training_that_has_converged(x64):
     """Trained again to its end for every change of the support set, by Newton's method; by finite differences."""
     learner = distill.RCIG(MODULE, ridge=0.1, damping=0.3, solver_steps=500)
@@ -99,6 +100,7 @@ def test_the_implicit_gradient_is_that_of_a_training_that_has_converged(x64):
     assert max(differences) > 0.1
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path):
     learner = distill.RCIG(networks.standard_convnet(3, width=4, depth=1), pool=2, max_steps=3, solver_steps=4)
     images = IMAGES.reshape(-1, 2, 2, 1)
@@ -106,6 +108,7 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path):
     check_resumption(functools.partial(rcig, learner, **options), images, tmp_path)
 
 
+@pytest.mark.slow
 def test_beats_real_images_on_digits():
     """By regression on the features of networks that it has not met."""
     digits = data.load("digits")

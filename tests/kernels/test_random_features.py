@@ -34,8 +34,14 @@ def errors(architecture, get, x, width, draws):
     return (found - exact) / np.abs(exact).max()
 
 
-@pytest.mark.parametrize("get", ["nngp", "ntk"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "get"),
+    [
+        pytest.param(name, get, marks=[pytest.mark.slow] if get == "ntk" and name.startswith("conv") else [])
+        for name in ARCHITECTURES
+        for get in EXACT
+    ],
+)
 def test_converges_to_the_closed_form(name, get):
     architecture, x = ARCHITECTURES[name]
     if (name, get) == ("standard", "ntk"):
@@ -101,7 +107,7 @@ TARGETS = np.sin(MANY[:, :2])
 
 
 @pytest.mark.parametrize("ridge", [1e-6, 1e-2])
-@pytest.mark.parametrize("networks", [1, 6])
+@pytest.mark.parametrize("networks", [1, pytest.param(6, marks=pytest.mark.slow)])
 def test_fits_on_features_are_those_of_the_gram_matrix(networks, ridge, x64):
     """With fewer features than inputs, and with more."""
     kernel = ntkit.random_features(ntkit.fc(1), "ntk", key=KEY, width=12, networks=networks)
