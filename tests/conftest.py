@@ -14,19 +14,23 @@ import pytest
 MAPS, LOOK_EVERY = Path("/proc/self/maps"), 10
 MOST_MAPS = 30_000
 
-# Nearly all of the tests' time is compilation of what then runs for milliseconds. Whoever sets the variable decides:
-# CI runs the numerical tests as users run the library, too. The second way is three times as fast to compile as the
-# first, and XLA ends a process whose flags it does not know: not all versions have that one.
+# Most of the tests' time is compilation of what then runs for milliseconds. Whoever sets the variable decides: CI runs
+# the numerical tests as users run the library, too. The last way is three times as fast to compile as the first; XLA
+# ends a process whose flags it does not know, and not all versions have all of them.
 PLAIN = "--xla_backend_optimization_level=0"
-FAST = f"{PLAIN} --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+WHOLE = f"{PLAIN} --xla_cpu_parallel_codegen_split_count=1"
+FAST = f"{WHOLE} --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+
+
+def known(flags: str) -> bool:
+    """Whether a process of JAX begins with these."""
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True).returncode == 0
+
+
 if "XLA_FLAGS" not in os.environ:
-    tried = subprocess.run(
-        [sys.executable, "-c", "import jax; jax.devices()"],
-        env=os.environ | {"XLA_FLAGS": FAST},
-        capture_output=True,
-    )
     # The workers inherit it.
-    os.environ["XLA_FLAGS"] = PLAIN if tried.returncode else FAST
+    os.environ["XLA_FLAGS"] = next(filter(known, (FAST, WHOLE)), PLAIN)
 
 # What was compiled is kept for the other worker, for the processes that tests start, and for the next run; JAX knows
 # it again by the program, the flags and its own version. `--cache-clear` removes it.

@@ -106,7 +106,7 @@ SLOW = ("training", "training with convolutions", "empirical kernel", "distillat
 
 
 def slow(name: str, what: str) -> bool:
-    return what in SLOW or (name == "jax_check_tracer_leaks" and what != "fit")
+    return what in SLOW or name == "jax_check_tracer_leaks"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_a_set_is_gone_on_from():
     np.testing.assert_array_equal(again.labels, whole.labels)
 
 
+@pytest.mark.slow
 def test_the_first_images_of_a_boosted_set_are_a_good_set():
     digits = data.load("digits")
     pixels = data.Standardize.fit(digits.train.images)

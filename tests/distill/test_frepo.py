@@ -47,6 +47,7 @@ def frepo(learner=LEARNER, **options):
     )
 
 
+@pytest.mark.slow
 def test_equals_the_algorithm_written_out(x64):
     """Regression, its gradient by finite differences, training of the network that was drawn, and new networks."""
     images = IMAGES.astype(np.float64)
@@ -102,6 +103,7 @@ def test_equals_the_algorithm_written_out(x64):
     np.testing.assert_allclose(made.labels, y, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path):
     learner = distill.FRePo(networks.standard_convnet(3, width=4, depth=1), pool=2, max_steps=3)
     images = IMAGES.reshape(-1, 2, 2, 1)
@@ -109,6 +111,7 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path):
     check_resumption(functools.partial(frepo, learner, **options), images, tmp_path)
 
 
+@pytest.mark.slow
 def test_beats_real_images_on_digits():
     """By a network that is trained on the set from its initialization, and by a kernel."""
     digits = data.load("digits")

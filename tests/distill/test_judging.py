@@ -84,6 +84,7 @@ def test_herding_by_hand():
     np.testing.assert_array_equal(shifted.images[:, 0], [2, 6])
 
 
+@pytest.mark.slow
 def test_resnet18():
     module = networks.resnet18(10, width=2)
     x = np.random.default_rng(0).uniform(size=(2, 16, 16, 3)).astype(np.float32)

@@ -126,6 +126,7 @@ def test_with_everything_beside_it():
     assert made.kernel is None
 
 
+@pytest.mark.slow
 def test_a_learned_temperature_is_one_more_parameter(x64):
     """One step of gradient descent on its logarithm, by finite differences."""
     learner = distill.KIP(ntkit.nngp(ntkit.fc(1)), ridge=1e-2)

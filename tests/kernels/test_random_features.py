@@ -37,7 +37,7 @@ def errors(architecture, get, x, width, draws):
 @pytest.mark.parametrize(
     ("name", "get"),
     [
-        pytest.param(name, get, marks=[pytest.mark.slow] if get == "ntk" and name.startswith("conv") else [])
+        pytest.param(name, get, marks=[pytest.mark.slow] if name == "convnet" or (get, name) == ("ntk", "conv") else [])
         for name in ARCHITECTURES
         for get in EXACT
     ],

@@ -146,8 +146,9 @@ def test_derivatives_of_near_vectors() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("activation", ["relu", pytest.param("abs", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("components", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["relu", "abs"])
+@pytest.mark.parametrize("components", [2, 20])
 def test_second_derivatives(activation: str, components: int) -> None:
     """With copies among the inputs: by W, of which the kernel is homogeneous."""
     x = np.eye(components, dtype=np.float32)[[0, 1, 0]]
@@ -171,6 +172,7 @@ def test_homogeneity(size: float) -> None:
     np.testing.assert_allclose(kernel(size * wide) / np.float64(size) ** 2, kernel(wide), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_deep_networks_without_bias() -> None:
     x = np.array([[1, 0], [1, 1]], np.float32)
     # Each layer leaves a twentieth of the variance.
