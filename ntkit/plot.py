@@ -20,6 +20,7 @@ from ntkit._checks import (
     wrong,
 )
 from ntkit.runs.files import atomic_write
+from ntkit.runs.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -436,6 +437,36 @@ def convergence(found: Mapping[str, "Convergence"], *, components: int = 6, titl
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.legend(fontsize=7.5, frameon=False, labelcolor=_INK, handlelength=2.5)
         _style(axes)
+    return figure
+
+
+def sizes(result: "Result", *, title: str | None = None) -> "Figure":
+    """Draw the excess risk of regression on exact sets over their size, beside the bound and the degrees of freedom.
+
+    **Arguments:** `result`: of `ntkit.distill.excess_risks`. `title`: a heading.
+
+    **Raises:**
+
+    - `ValueError`: it is another one.
+    """
+    expected = "a result of ntkit.distill.excess_risks"
+    check_instance("result", result, Result, expected)
+    rows, degrees = result.tables.get("sizes"), result.summary.get("degrees of freedom")
+    if not rows or not isinstance(degrees, float):
+        raise wrong("result", result, expected)
+    figure = _figure((5.0, 3.4), title)
+    axes = figure.add_subplot()
+    for at, column in enumerate(("excess risk", "bound")):
+        known = [(row["images"], row[column]) for row in rows if isinstance(row[column], float)]
+        numbers, risks = np.array(known, dtype=float).reshape(-1, 2).T
+        axes.plot(numbers, risks, color=_LINES[at], linewidth=1.6, marker="o", markersize=4, label=column)
+    axes.axvline(degrees, color=_SOFT, linewidth=1, linestyle="--", label="degrees of freedom")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("images in the set", fontsize=9, color=_SOFT)
+    axes.set_ylabel("risk above that of the kernel", fontsize=9, color=_SOFT)
+    axes.legend(fontsize=8.5, frameon=False, labelcolor=_INK)
+    _style(axes)
     return figure
 
 

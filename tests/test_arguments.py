@@ -40,6 +40,11 @@ DYNAMICS = networks.Dynamics((0, 1, 2), np.stack([GRAM, GRAM + np.eye(6), 2 * GR
 DISTILLED = distill.Distilled(X, Y)
 VECTORS = data.Split(X, LABELS)
 SPLIT = data.Split(PICTURES, np.array([0, 1, 0, 1]))
+SIZES = runs.Result(
+    "sizes",
+    {"degrees of freedom": 2.0},
+    {"sizes": [{"images": n, "excess risk": 0.1 / n, "bound": 1.0 if n > 1 else None} for n in (1, 2, 3)]},
+)
 RECORDS = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
 
 
@@ -275,6 +280,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "learning_rates": [0.1],
             "steps": [1],
             "held_out": 3,
+            "attacked": None,
             "show_progress": False,
         },
     ),
@@ -285,6 +291,18 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "herded": (distill.herded, {"images": X, "labels": LABELS, "per_class": 1, "features": lambda x: x}),
     "resnet18": (networks.resnet18, {"num_outputs": 2, "width": 2}),
     "exact_set": (distill.exact_set, {"kernel": SAMPLED, "images": X, "targets": Y, "ridge": 0.1}),
+    "excess_risks": (
+        distill.excess_risks,
+        {
+            "architecture": ARCHITECTURE,
+            "images": X,
+            "targets": Y,
+            "widths": [2],
+            "key": KEY,
+            "get": "ntk",
+            "ridge": 0.1,
+        },
+    ),
     "RaTBPTT": (distill.RaTBPTT, {"module": MODULE, "unroll": 4, "window": 2, "optimizer": optax.sgd(0.1)}),
     "kernel_of_features": (kernels.kernel_of_features, {"function": lambda params, x: x, "params": ()}),
     "standard_convnet": (networks.standard_convnet, {"num_outputs": 2, "width": 2, "depth": 1}),
@@ -325,6 +343,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"distilled": DISTILLED, "kernels": {"k": KERNEL}, "train": VECTORS, "test": VECTORS, "ridge": 0.1}
         | {"draws": 1, "limit": 6, "name": "distilled"},
     ),
+    "UnderAttack": (distill.UnderAttack, {"ball": BALL, "test": VECTORS, "preprocessing": PREPROCESSING}),
+    "UnderAttack.cells": (distill.UnderAttack(BALL, VECTORS, PREPROCESSING).cells, {"models": [lambda x: x[:, :3]]}),
     "robustness_of_sets": (
         distill.robustness_of_sets,
         {"sets": {"s": DISTILLED}, "kernel": KERNEL, "modules": {}, "train": VECTORS, "test": VECTORS, "ridge": 0.1}
@@ -380,6 +400,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"rows": networks.transfer_rows("wide", [{1: {"clean": 0.5}}]), "names": {"clean": "as they are"}, "title": ""},
     ),
     "plot.features": (plot.features, {"swept": features.Sweep(*np.full((5, 3), 0.5)), "title": "title"}),
+    "plot.sizes": (plot.sizes, {"result": SIZES, "title": "title"}),
     "plot.dynamics": (plot.dynamics, {"found": {"standard": DYNAMICS.summary(top=2)}, "title": "title"}),
     "plot.convergence": (
         plot.convergence,
@@ -441,7 +462,16 @@ def outcome(function: Callable[..., Any], arguments: dict[str, Any]) -> str | No
 
 
 # These get as far as compiling something.
-SLOW = ("evaluate", "nngp_accuracy", "sweep", "solve", "robustness_of_sets", "rank_networks", "spectrum_parts")
+SLOW = (
+    "evaluate",
+    "nngp_accuracy",
+    "sweep",
+    "solve",
+    "robustness_of_sets",
+    "UnderAttack.cells",
+    "rank_networks",
+    "spectrum_parts",
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CALLS])

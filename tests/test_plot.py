@@ -8,6 +8,7 @@ from matplotlib.text import Text
 from ntkit import plot
 from ntkit.features import Sweep
 from ntkit.networks import Convergence, Dynamics
+from ntkit.runs import Result
 
 DYNAMICS = Dynamics((0, 1, 2), np.stack([np.eye(4), np.eye(4) + 1, np.diag([1.0, 2, 3, 4])]))
 CONVERGENCE = Convergence((0, 1), np.array([2.0, 1.0]), np.ones(2), np.ones((2, 2)), np.ones((2, 2)))
@@ -260,3 +261,17 @@ def test_names_are_drawn_as_they_are(draw):
 def test_a_long_name_does_not_make_a_figure_as_wide():
     figure = plot.image_grid(codes((4, 8, 8, 1)), labels=[0, 1, 0, 1], class_names=["x" * 10**6] * 2, title="y" * 10**6)
     assert render(figure).shape[1] < 4000
+
+
+def test_sizes(tmp_path):
+    rows = [{"images": n, "excess risk": 0.1 / n, "bound": 1.0 / n if n > 1 else None} for n in (1, 2, 10)]
+    figure = plot.sizes(Result("t", {"degrees of freedom": 4.5}, {"sizes": rows}))
+    (axes,) = figure.axes
+    excess, bound, degrees = axes.get_lines()
+    assert excess.get_xdata().tolist() == [1, 2, 10]
+    assert bound.get_ydata().tolist() == [0.5, 0.1]
+    assert degrees.get_xdata()[0] == 4.5
+    plot.save(figure, tmp_path / "sizes.png")
+    for other in (Result("t"), Result("t", {"degrees of freedom": 4.5}), rows):
+        with pytest.raises(ValueError, match=r"result: got .*, expected a result of ntkit.distill.excess_risks"):
+            plot.sizes(other)

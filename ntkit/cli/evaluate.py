@@ -14,6 +14,7 @@ from ntkit import data, regression
 from ntkit.cli.memory import check_network
 from ntkit.cli.options import (
     CNNS,
+    BallOptions,
     DataOptions,
     KernelOptions,
     NetworkName,
@@ -27,20 +28,21 @@ from ntkit.cli.options import (
     prepare,
     with_hyper_parameters,
 )
-from ntkit.cli.ranges import Count, Rate, TrainingSteps
+from ntkit.cli.ranges import Count, Integers, Rate, TrainingSteps
 from ntkit.cli.tables import print_tables
 from ntkit.data import Split
-from ntkit.distill import Distilled, herded, judge
+from ntkit.distill import Distilled, UnderAttack, herded, judge
 from ntkit.distill.support import initial_support
 from ntkit.networks.training import Module
 from ntkit.runs import Result, Run, Share
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate(DataOptions, RegressionOptions):
+class Evaluate(DataOptions, RegressionOptions, BallOptions):
     """Evaluate a distilled set: kernel regression, and finite networks trained on it.
 
-    Data set, preprocessing, kernel and ridge are those that the set was made with, if it says, unless given here.
+    Data set, preprocessing, kernel, ridge and the adversary's ball are those that the set was made with, if it says,
+    unless given here.
     """
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|FILE")] = dataclasses.field(kw_only=True)
@@ -71,6 +73,10 @@ class Evaluate(DataOptions, RegressionOptions):
     held_out: Count = 1000
     """Training images, at most, by which steps and learning rates are chosen."""
 
+    attacked_images: Annotated[int, Integers(0)] = 0
+    """Test images, at most, that every model is attacked at, the first ones: by PGD of 20 steps and by AutoAttack.
+    0: no attacks."""
+
     @property
     def flags(self) -> dict[str, str]:
         """What the library's argument names are on the command line, where that is not the option's own name."""
@@ -86,7 +92,9 @@ class Evaluate(DataOptions, RegressionOptions):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `run` opens it once more
             _, config = _open(self.path)
-        stored = options_from(DataOptions, config, self.path) | options_from(RegressionOptions, config, self.path)
+        stored: dict[str, Any] = {}
+        for options in (DataOptions, RegressionOptions, BallOptions):
+            stored |= options_from(options, config, self.path)
         return tyro.cli(Evaluate, args=arguments, default=dataclasses.replace(self, **stored))
 
     def run(self) -> None:
@@ -104,12 +112,14 @@ class Evaluate(DataOptions, RegressionOptions):
         augment = make_augmentation(self.augment)
         if "kernels" in distilled.metadata and self._kernel_is(config):
             kernels = with_hyper_parameters(kernels, distilled.metadata["kernels"])
+        attacked = self._attacked(prepared)
         rows: list[dict[str, Any]] = []
         for architecture, kernel in zip(make_architectures(self), kernels, strict=True):
             model = regression.fit(kernel, distilled.images, distilled.labels, self.ridge)
             accuracy = data.accuracy(model, prepared.test_images, prepared.dataset.test.labels)
             name = f"{self.kernel} of {architecture.name}, ridge {self.ridge:g}"
-            rows.append({"model": name, "test accuracy": Share(accuracy)})
+            cells = {} if attacked is None else attacked.cells([model])
+            rows.append({"model": name, "test accuracy": Share(accuracy), **cells})
         print_tables(Result(f"{self.path}: {len(distilled.images)} images, {self.dataset}", tables={"models": rows}))
         if not modules:
             return
@@ -134,9 +144,17 @@ class Evaluate(DataOptions, RegressionOptions):
                 steps=self.network_steps,
                 held_out=self.held_out,
                 seeds=self.network_seeds,
+                attacked=attacked,
                 show_progress=True,
             )
         )
+
+    def _attacked(self, prepared: Prepared) -> UnderAttack | None:
+        if self.attacked_images == 0:
+            return None
+        test = prepared.dataset.test
+        some = Split(test.images[: self.attacked_images], test.labels[: self.attacked_images])
+        return UnderAttack(self.ball, some, prepared.preprocessing)
 
     def _modules(self, prepared: Prepared) -> dict[str, Module]:
         """Give the networks, by their names in the table."""

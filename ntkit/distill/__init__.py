@@ -1,6 +1,7 @@
 """Data set distillation: learners, Label Solve, and the sets that they make."""
 
 from ntkit.data.targets import mse
+from ntkit.distill.attacked import UnderAttack
 from ntkit.distill.boosting import boost
 from ntkit.distill.comparison import compare_with_real
 from ntkit.distill.distilled import Distilled
@@ -15,7 +16,7 @@ from ntkit.distill.rat_bptt import RaTBPTT
 from ntkit.distill.rcig import RCIG
 from ntkit.distill.rfad import RFAD
 from ntkit.distill.robustness import robustness_of_sets
-from ntkit.distill.sizes import degrees_of_freedom, exact_set
+from ntkit.distill.sizes import degrees_of_freedom, exact_set, excess_risks
 
 __all__ = [
     "KIP",
@@ -27,12 +28,14 @@ __all__ = [
     "RaTBPTT",
     "Support",
     "Targets",
+    "UnderAttack",
     "boost",
     "compare_with_real",
     "cross_entropy",
     "degrees_of_freedom",
     "distill",
     "exact_set",
+    "excess_risks",
     "herded",
     "judge",
     "label_solve",

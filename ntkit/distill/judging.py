@@ -29,6 +29,7 @@ from ntkit._checks import (
 )
 from ntkit.attacks.pipeline import Augment
 from ntkit.data import Split, accuracy, one_hot
+from ntkit.distill.attacked import UnderAttack
 from ntkit.distill.distilled import Distilled
 from ntkit.distill.support import check_data_set
 from ntkit.networks.training import Module, check_module
@@ -52,6 +53,7 @@ def judge(
     steps: Sequence[int] = STEPS,
     held_out: int = 1000,
     seeds: int = 5,
+    attacked: UnderAttack | None = None,
     show_progress: bool = False,
 ) -> Result:
     """Train networks on distilled sets as they are, and test them.
@@ -74,8 +76,11 @@ def judge(
     - `learning_rates`, `steps`: to choose from.
     - `held_out`: training images, at most, that the choice is made by.
     - `seeds`: networks for each row, each from its own initialization.
+    - `attacked`: an [`UnderAttack`][ntkit.distill.UnderAttack], for what attacks leave of those networks; `None`: they
+      are not attacked.
 
-    **Returns:** a `Result` with the table `networks`: test accuracies, and what was chosen.
+    **Returns:** a `Result` with the table `networks`: test accuracies, what was chosen, and, if they are attacked, the
+    accuracies on those images as they are and under PGD and AutoAttack.
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if a training diverges.
     """
@@ -86,6 +91,8 @@ def judge(
     for argument, split in (("train", train), ("test", test)):
         check_instance(argument, split, Split, "an ntkit.data.Split")
     check_key("key", key)
+    if attacked is not None:
+        check_instance("attacked", attacked, UnderAttack, "an ntkit.distill.UnderAttack, or None")
     if augment is not None:
         check_callable("augment", augment, "a function, or None")
     expected = f"names of networks, of {', '.join(modules)}"
@@ -108,11 +115,12 @@ def judge(
             # Where there is nothing to choose, nothing is trained for it.
             scores = {pair: choose(*pair) for pair in pairs} if len(pairs) > 1 else {}
             rate, count = max(pairs, key=lambda pair: scores.get(pair, 0.0))
-            found = [accuracy(fresh(seed, rate, count), test.images, test.labels) for seed in range(seeds)]
+            tested = [fresh(seed, rate, count) for seed in range(seeds)]
+            found = [accuracy(network, test.images, test.labels) for network in tested]
             row: dict[str, Any] = {"network": name, "trained on": f"{len(one.images)} {label}"}
             row |= {"augmented": "no" if way is None else "yes", "test accuracy": Share(*found)}
-            held = Share(scores[rate, count]) if scores else None
-            rows.append(row | {"held out": held, "learning rate": rate, "steps": count})
+            row |= {"held out": Share(scores[rate, count]) if scores else None, "learning rate": rate, "steps": count}
+            rows.append(row if attacked is None else row | attacked.cells(tested))
             bar.update(len(rows))
     return Result(
         f"networks trained on {len(sets)} sets, {seeds} seeds",

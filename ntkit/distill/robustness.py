@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from ntkit import attacks, networks, regression
+from ntkit import networks, regression
 from ntkit._checks import check_flag, check_instance, check_integer, check_named, check_number, wrong
-from ntkit.attacks import PGD, Attack, AutoAttack, MaskedGradientsWarning
+from ntkit.attacks import PGD, Attack
 from ntkit.attacks.attack import check_attack
 from ntkit.data import Preprocessing, Split, of_pixels, one_hot
 from ntkit.data.preprocess import check_preprocessing
+from ntkit.distill.attacked import UnderAttack
 from ntkit.distill.distilled import Distilled
 from ntkit.kernels import Kernel
 from ntkit.kernels.base import check_kernel
 from ntkit.networks.training import Module
-from ntkit.runs import Result, Share, progress
+from ntkit.runs import Result, progress
 
-# Croce & Hein 2020 evaluate with PGD of as many steps before they show what AutoAttack leaves of it.
-PGD_STEPS = 20
 # Of the attack in adversarial training.
 TRAINING_STEPS = 7
 BATCH = 128
@@ -76,10 +74,7 @@ def robustness_of_sets(
     seeds, show_progress = check_integer("seeds", seeds), check_flag("show_progress", show_progress)
     check_attack("adversary", adversary)
     check_number("ridge", ridge, least=0)
-    against = {
-        f"PGD-{PGD_STEPS}": PGD(adversary.ball, steps=PGD_STEPS),
-        "AutoAttack": AutoAttack(adversary.ball),
-    }
+    attacked = UnderAttack(adversary.ball, test)
     inner = PGD(adversary.ball, steps=TRAINING_STEPS, stop_early=False)
     real: dict[str, Any] = {"loss": "cross_entropy", "batch_size": BATCH}
     targets = np.asarray(one_hot(train.labels, next(iter(sets.values())).labels.shape[1]))
@@ -87,16 +82,7 @@ def robustness_of_sets(
     with progress(len(sets) + len(modules) * (len(sets) + 2), "attack", enabled=show_progress) as bar:
 
         def add(name: str, trained_on: str, models: Sequence[Any]) -> None:
-            found = []
-            for model in models:
-                with warnings.catch_warnings():
-                    # The table says it.
-                    warnings.simplefilter("ignore", MaskedGradientsWarning)
-                    found.append(attacks.evaluate(model, test.images, test.labels, against))
-            row: dict[str, Any] = {"model": name, "trained on": trained_on}
-            row["clean"] = Share(*(one.clean for one in found))
-            row |= {attack: Share(*(one.robust[attack] for one in found)) for attack in against}
-            rows.append(row | {"masked gradients": "signs of them" if any(one.signs for one in found) else ""})
+            rows.append({"model": name, "trained on": trained_on, **attacked.cells(models)})
             bar.update(len(rows))
 
         def trained(name: str, module: Module, images: Any, targets: Any, **options: Any) -> list[Any]:

@@ -98,8 +98,9 @@ def test_evaluate_a_run_a_file_and_a_file_of_other_code(finished, tmp_path, caps
         assert re.search(r"ntk of \w+1.*, ridge 1e-06", output)
         assert expected in output
     network = ("--network-steps", "100", "--network-seeds", "2", "--width", "64", "--network-learning-rate", "0.01")
-    assert ntkit("evaluate", finished, "--ridge", "0.1", *network) == 0
+    assert ntkit("evaluate", finished, "--ridge", "0.1", *network, "--attacked-images", "20", "--radius", "0.1") == 0
     output = capsys.readouterr().out
+    assert output.count("AutoAttack") == 2
     assert "ridge 0.1" in output
     rows = [line for line in output.splitlines() if "10 distilled" in line]
     assert len(rows) == 1

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ntkit import data, distill, networks
+from ntkit import attacks, data, distill, networks
 from ntkit.data import Split, one_hot
 
 from .small import clouds
@@ -69,6 +69,33 @@ def test_with_and_without_augmentation():
         seeds=1,
     ).tables["networks"]
     assert [row["augmented"] for row in rows] == ["no", "yes"]
+
+
+def test_networks_under_attack():
+    ball = attacks.Linf(0.5, bounds=(-10, 10))
+    preprocessing = data.Standardize.fit(TEST.images)
+    attacked = distill.UnderAttack(ball, TEST, preprocessing)
+    fitted = Split(preprocessing.transform(TEST.images), TEST.labels)
+    good = distill.Distilled(preprocessing.transform(GOOD.images), GOOD.labels)
+    (row,) = judged(sets={"good": good}, test=fitted, learning_rates=(0.03,), steps=(60,), attacked=attacked).tables[
+        "networks"
+    ]
+    # The networks that are attacked are those that are tested, on the same images.
+    assert row["clean"].values == row["test accuracy"].values
+    assert float(row["AutoAttack"]) <= float(row["PGD-20"]) < float(row["clean"])
+    _, key_networks = jax.random.split(KEY)
+    model = networks.train(
+        Small(),
+        good.images,
+        good.labels,
+        key=jax.random.fold_in(key_networks, 0),
+        steps=60,
+        optimizer=networks.adam(0.03, decay_over=60),
+    )
+    x = np.asarray(attacks.PGD(ball, steps=20)(data.of_pixels(model, preprocessing), TEST.images, TEST.labels, key=KEY))
+    assert abs(row["PGD-20"].values[0] - data.accuracy(model, preprocessing.transform(x), TEST.labels)) < 0.07
+    with pytest.raises(ValueError, match=r"test: got values from .*, expected pixels within the bounds"):
+        distill.UnderAttack(attacks.Linf(0.5), TEST)
 
 
 def test_herding_by_hand():

@@ -80,3 +80,34 @@ def test_bad_arguments():
             distill.exact_set(**{"kernel": kernel, "images": IMAGES, "targets": TARGETS} | change)
     with pytest.raises(ValueError, match="gram: got shape"):
         distill.degrees_of_freedom(np.ones((2, 3)))
+
+
+def test_excess_risks_and_their_bound():
+    result = distill.excess_risks(ntkit.fc(1), IMAGES, TARGETS, widths=[4, 30, 400], key=KEY, ridge=0.03)
+    rows = result.tables["sizes"]
+    gram = np.asarray(ntkit.nngp(ntkit.fc(1))(IMAGES), np.float64)
+    shift = 0.03 * np.trace(gram) / len(gram)
+    resolvent = np.linalg.inv(gram + shift * np.eye(len(gram)))
+    risk = np.mean((shift * resolvent @ TARGETS) ** 2)
+    objective = shift * np.trace(TARGETS.T @ resolvent @ TARGETS) / TARGETS.size
+    assert result.summary["risk of the kernel"] == pytest.approx(risk, rel=1e-4)
+    assert result.summary["degrees of freedom"] == pytest.approx(np.trace(gram @ resolvent), rel=1e-4)
+    assert result.summary["degrees of freedom"] == pytest.approx(distill.degrees_of_freedom(gram, 0.03), rel=1e-4)
+    assert [row["images"] for row in rows] == sorted({row["images"] for row in rows})
+    for row, width in zip(rows, (4, 30, 400), strict=True):
+        # By the regression on all images with these features, and without eigenvectors.
+        features = np.asarray(ntkit.random_features(ntkit.fc(1), key=KEY, width=width).features(IMAGES), np.float64)
+        sampled = features @ features.T + shift * np.eye(len(gram))
+        found = np.mean((shift * np.linalg.solve(sampled, TARGETS)) ** 2) - risk
+        assert row["excess risk"] == pytest.approx(found, rel=1e-2, abs=1e-4)
+        least = np.linalg.eigvals(resolvent @ sampled).real.min()
+        assert row["Δ"] == pytest.approx(1 - least, rel=1e-3)
+        assert row["bound"] == pytest.approx(objective / least - risk, rel=1e-3)
+        assert row["excess risk"] <= row["bound"]
+    excess = [row["excess risk"] for row in rows]
+    assert excess[0] > 10 * abs(excess[2])
+
+
+def test_excess_risks_need_a_ridge():
+    with pytest.raises(ValueError, match="ridge: got 0, expected a number above 0"):
+        distill.excess_risks(ntkit.fc(1), IMAGES, TARGETS, widths=[4], key=KEY, ridge=0)
