@@ -365,9 +365,23 @@ def test_what_float32_hides_from_a_flow_is_said() -> None:
         regression.fit(ntkit.ntk(ntkit.fc(1)), x, y, 1e-6)
 
 
-def test_images_that_a_pooling_network_cannot_tell_apart_are_said() -> None:
+@pytest.mark.parametrize("size", [1e-2, 1e-4])
+def test_a_pooling_network_tells_near_images_apart_or_says_that_it_cannot(size: float) -> None:
     base, change = np.random.default_rng(0).normal(size=(2, 4, 4, 1))
-    t = np.linspace(0, 1, 10)
-    x = (base + 1e-3 * t[:, None, None, None] * change).astype(np.float32)
-    with pytest.warns(regression.RoundingWarning):
-        regression.fit(ntkit.ntk(ntkit.convnet(1)), x, np.sin(6 * t)[:, None].astype(np.float32), 1e-4)
+
+    def images(t: np.ndarray) -> np.ndarray:
+        return (base + size * t[:, None, None, None] * change).astype(np.float32)
+
+    t, between = np.linspace(0, 1, 10), np.linspace(0.05, 0.95, 10)
+    x, y, new = images(t), np.sin(6 * t)[:, None].astype(np.float32), images(between)
+    kernel = ntkit.ntk(ntkit.convnet(1))
+    if not hasattr(jax, "enable_x64"):
+        with pytest.warns(regression.RoundingWarning):
+            regression.fit(kernel, x, y, 1e-4)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", regression.RoundingWarning)
+        found = regression.fit(kernel, x, y, 1e-4)(new)
+    with in_double():
+        expected = regression.fit(kernel, *(a.astype(np.float64) for a in (x, y)), 1e-4)(new.astype(np.float64))
+    assert np.abs(found - expected).max() < 0.01

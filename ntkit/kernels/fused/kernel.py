@@ -65,7 +65,8 @@ class FusedKernel(Kernel):
             isinstance(layer, Activation) and layer.name not in ("erf", "identity")
             for layer in self.architecture.layers
         )
-        return self.get == "ntk" and sharp and not near.supports(self._stages(self._images(jnp.zeros((1, *shape)))))
+        images = self._images(jnp.zeros((1, *shape)))
+        return self.get == "ntk" and sharp and near.way(self._stages(images), images) is None
 
     def gram(self, x1: Array, x2: Array | None) -> Array:
         x1 = self._images(x1)
@@ -111,10 +112,11 @@ class FusedKernel(Kernel):
         return kernel(self._recursion, plan, _down(first), _across(second), same=False)
 
     def _mended(self, plan: tuple[Stage, ...], values: Array, first: Batch, second: Batch, same: bool) -> Array:
-        if first.inverse is None or second.inverse is None:
+        way = near.way(plan, first.images)
+        if way is None or first.inverse is None or second.inverse is None:
             return values
         sides = ((first.images, first.inverse), (second.images, second.inverse))
-        return near.mended(self._recursion, plan, values, *sides, same=same)
+        return near.mended(way, self._recursion, plan, values, *sides, same=same)
 
     def _diagonal(self, batch: Batch, plan: tuple[Stage, ...], most: int | None) -> Array:
         def own(batch: Batch) -> Array:
@@ -149,7 +151,7 @@ class FusedKernel(Kernel):
             return jax.tree.map(lambda a: a[:, 0], found)
 
         found = blocks.each(own, images, len(images) if most is None else most)
-        mended = near.supports(self._stages(images)) and not _few(images)
+        mended = near.way(self._stages(images), images) is not None and not _few(images)
         return Batch(images, found, near.inverse_lengths(images) if mended else None)
 
     def _batches(self, x1: Array, x2: Array, most: int | None) -> tuple[Batch, Batch]:

@@ -11,7 +11,7 @@ line or a time axis are. Here what goes from layer to layer is the gap γ = 1 �
   1 − cos θ' = Σ ρ₁ρ₂ (1 − cos θ_p) + ½ Σ (ρ₁ − ρ₂)².
 
 It takes several times as long. Of vectors with few components all pairs are computed so, of others those that are near,
-where pixels meet only those at their own place in the other image (no pooling but `Flatten`).
+where pixels meet only those at their own place in the other image (no pooling but `Flatten`); `double` has the others.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ntkit.architectures import Activation, Conv, Dense
+from ntkit.kernels.fused import double
 from ntkit.kernels.fused.moments import MOMENTS, ROUNDING, inverse, root
 from ntkit.kernels.fused.stages import Cells, Recursion, Stage
 
@@ -73,7 +74,27 @@ def inverse_lengths(images: Array) -> Array:
     return inverse(root(jnp.sum(images**2, axis=(1, 2, 3))))
 
 
+class Way(NamedTuple):
+    """How near pairs are computed.
+
+    **Fields:** `kernel`: as the one here, of one input (1, …) with several. `near`: below this multiple of the dtype's
+    eps the gap that a product gives is one of near inputs. `at_once`: pairs.
+    """
+
+    kernel: Callable[..., Array]
+    near: int
+    at_once: int
+
+
+def way(stages: tuple[Stage, ...], images: Array) -> Way | None:
+    """Give how the near pairs of images (n, channels, height, width) are computed, `None` where they can't be."""
+    if supports(stages):
+        return Way(kernel, NEAR, max(8, AT_ONCE // images[0].size))
+    return Way(double.kernel, double.NEAR, 1) if double.supports(stages, images.dtype) else None
+
+
 def mended(
+    way: Way,
     recursion: Recursion,
     stages: tuple[Stage, ...],
     values: Array,
@@ -90,7 +111,7 @@ def mended(
     **Returns:** (n1, n2), with the derivatives of `values`.
     """
     fixed = tuple(dataclasses.replace(stage, layers=lax.stop_gradient(stage.layers)) for stage in stages)
-    exact = functools.partial(kernel, recursion, fixed)
+    exact = way._replace(kernel=functools.partial(way.kernel, recursion, fixed))
     return _with_derivative_of(values, _mended(exact, same, *lax.stop_gradient((values, first, second))))
 
 
@@ -105,7 +126,7 @@ def _with_derivative_of_jvp(primals: tuple[Array, Array], tangents: tuple[Array,
 
 
 def _mended(
-    exact: Callable[[Array, Array], Array],
+    way: Way,
     same: bool,
     values: Array,
     first: tuple[Array, Array],
@@ -117,13 +138,13 @@ def _mended(
     # Full float32 also on a GPU: TF32 ruins an angle.
     products = jnp.matmul(flat1, flat2.T, precision="highest")
     rows, columns = jnp.arange(n1), jnp.arange(n2)
-    near = 1 - NEAR * jnp.finfo(values.dtype).eps
+    near = 1 - way.near * jnp.finfo(values.dtype).eps
     cosines = products * inverse2[None]
     if same:
         cosines = jnp.where(rows[:, None] == columns[None], 0.0, cosines)
     # The nearest of each row: to count the near ones takes twice as long.
     nearest = jnp.max(cosines, axis=1) * inverse1
-    at_once = min(n2, max(8, AT_ONCE // size))
+    at_once = min(n2, way.at_once)
 
     def left(row: Array) -> Array:
         return (nearest > near) & (rows >= row)
@@ -134,7 +155,7 @@ def _mended(
         here = (products[row] * inverse2 * inverse1[row] > near) & ((columns != row) if same else True)
         count = jnp.cumsum(here)
         column = jnp.searchsorted(count, passed + 1 + jnp.arange(at_once))
-        again = exact(x1[row][None], x2[jnp.minimum(column, n2 - 1)])
+        again = way.kernel(x1[row][None], x2[jnp.minimum(column, n2 - 1)])
         values = values.at[row, column].set(again.astype(values.dtype), mode="drop")
         more = passed + at_once < count[-1]
         return values, jnp.where(more, row, row + 1), jnp.where(more, passed + at_once, 0)
