@@ -141,7 +141,8 @@ def _mended(
     near = 1 - way.near * jnp.finfo(values.dtype).eps
     cosines = products * inverse2[None]
     if same:
-        cosines = jnp.where(rows[:, None] == columns[None], 0.0, cosines)
+        # Each pair once, and no input with itself.
+        cosines = jnp.where(rows[:, None] >= columns[None], 0.0, cosines)
     # The nearest of each row: to count the near ones takes twice as long.
     nearest = jnp.max(cosines, axis=1) * inverse1
     at_once = min(n2, way.at_once)
@@ -152,11 +153,13 @@ def _mended(
     def some(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         values, row, passed = state
         row = jnp.argmax(left(row))
-        here = (products[row] * inverse2 * inverse1[row] > near) & ((columns != row) if same else True)
+        here = (products[row] * inverse2 * inverse1[row] > near) & ((columns > row) if same else True)
         count = jnp.cumsum(here)
         column = jnp.searchsorted(count, passed + 1 + jnp.arange(at_once))
-        again = way.kernel(x1[row][None], x2[jnp.minimum(column, n2 - 1)])
-        values = values.at[row, column].set(again.astype(values.dtype), mode="drop")
+        again = way.kernel(x1[row][None], x2[jnp.minimum(column, n2 - 1)]).astype(values.dtype)
+        values = values.at[row, column].set(again, mode="drop")
+        if same:
+            values = values.at[column, row].set(again, mode="drop")
         more = passed + at_once < count[-1]
         return values, jnp.where(more, row, row + 1), jnp.where(more, passed + at_once, 0)
 
