@@ -150,11 +150,11 @@ class Evaluate(DataOptions, RegressionOptions, BallOptions):
         )
 
     def _attacked(self, prepared: Prepared) -> UnderAttack | None:
+        ball, test = self.ball, prepared.dataset.test
         if self.attacked_images == 0:
             return None
-        test = prepared.dataset.test
         some = Split(test.images[: self.attacked_images], test.labels[: self.attacked_images])
-        return UnderAttack(self.ball, some, prepared.preprocessing)
+        return UnderAttack(ball, some, prepared.preprocessing)
 
     def _modules(self, prepared: Prepared) -> dict[str, Module]:
         """Give the networks, by their names in the table."""
