@@ -107,6 +107,27 @@ def test_derivatives_are_those_of_the_recursion(monkeypatch) -> None:
     assert np.isfinite(found).all()
 
 
+@pytest.mark.slow
+def test_goes_through_transformations() -> None:
+    kernel, x = ntkit.ntk(ntkit.convnet(1)), jnp.asarray(IMAGES[:4, :8])
+    expected = kernel(x)
+    np.testing.assert_array_equal(jax.jit(jax.checkpoint(kernel))(x), expected)
+    np.testing.assert_array_equal(jax.lax.scan(lambda x, _: (x, kernel(x)), x, None, length=2)[1][1], expected)
+    np.testing.assert_allclose(kernel.matmul(x, x, jnp.eye(4)), expected, rtol=2e-7)
+
+    def total(x):
+        return jnp.sum(kernel(x))
+
+    gradient = jax.grad(total)(x)
+    for other in (
+        jax.grad(jax.checkpoint(total))(x),
+        jax.vmap(jax.grad(total))(x[None])[0],
+        jax.grad(lambda x: jnp.sum(jax.vmap(kernel)(x[None])))(x),
+        jax.grad(lambda x: jnp.sum(jax.lax.scan(lambda c, _: (c, total(c)), x, None, length=1)[1]))(x),
+    ):
+        np.testing.assert_allclose(other, gradient, rtol=1e-5, atol=1e-6)
+
+
 def test_where_it_is_used() -> None:
     def way(architecture, images):
         kernel = ntkit.ntk(architecture)
