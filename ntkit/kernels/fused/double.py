@@ -1,9 +1,9 @@
-"""The kernel of one pair of images in double precision, for near images that meet other pixels than their own place.
+"""The kernel of one pair of images in double precision, for near images in networks that pool.
 
-Where a network pools, the covariances of all pixels of one image with all of the other come into one, and there is no
-recursion of gaps as in `near` for them. Here all of these are taken through the network in float64, whatever JAX is
-set to, in which the angle between two float32 images is never lost. It is slow, and written for the few pairs that need
-it: one at a time, and as a program that is small to compile, since every kernel of a network that pools carries it.
+There the covariances of all pixels of one image with all of the other are averaged, for which `near` has no recursion
+of gaps. Here all of these are taken through the network in float64, whatever JAX is set to, in which the angle between
+two float32 images is not lost. It is slow, and meant for the few pairs that need it: one at a time, and as a program
+that is small to compile, since every kernel of a network that pools carries it.
 """
 
 from __future__ import annotations
@@ -106,13 +106,11 @@ def _window_mean(layer: Conv, values: Array) -> Array:
         second, before, length = first + 2, (size - 1) // 2, values.shape[first]
         pads = [(before, size - 1 - before) if axis in (first, second) else (0, 0) for axis in range(5)]
         padded = jnp.pad(values, pads, mode="wrap" if layer.padding == "CIRCULAR" else "constant")
-        moved = [padded]
-        for axis in (first, second):
-            moved = [
-                lax.slice_in_dim(each, i, i + length, axis=axis)
-                for i, each in enumerate(moved * size if len(moved) == 1 else moved)
-            ]
-        values = functools.reduce(jnp.add, moved) / size
+        total = jnp.zeros_like(values)
+        for i in range(size):
+            down = lax.slice_in_dim(padded, i, i + length, axis=first)
+            total += lax.slice_in_dim(down, i, i + length, axis=second)
+        values = total / size
     return values
 
 
