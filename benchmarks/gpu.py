@@ -9,9 +9,10 @@ not be installed. Of the wheels in DIR those that are missing here are installed
 parts that need it.
 
 Each part (gpu_parts.py) is a process of its own with a time limit, the most important first; one that fails or hangs
-costs only itself. All share one cache of compiled programs. After each part, what there is goes to
-gpu-<device>.json under --out, and a table at the end says what fell short of the goals in docs/kernels.md. With --only
-the other parts of an earlier result stay there. The exit status is 1 if a part did not give all of its numbers.
+costs only itself, and while one measures, the next one imports what it needs. All share one cache of compiled
+programs. After each part, what there is goes to gpu-<device>.json under --out, and a table at the end says what fell
+short of the goals in docs/kernels.md. With --only the other parts of an earlier result stay there. The exit status is
+1 if a part did not give all of its numbers.
 
 --rehearse runs every part on the CPU with small sizes, in under four minutes. It writes to a folder that is removed
 again, if there is no --out.
@@ -260,7 +261,7 @@ def main() -> None:
         size = "small" if options.rehearse else "real"
         script = str(Path(__file__).with_name("gpu_parts.py"))
         parts = {
-            name: Part(what, [sys.executable, script, name, size], limit)
+            name: Part(what, [sys.executable, script, name, size], limit, waits=True)
             for name, (what, limit) in PARTS.items()
             if not options.only or name in options.only
         }

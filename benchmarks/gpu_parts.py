@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import kernels
 import kip
 from kernels import Row, Settings, duration, seconds_of
-from parts import report
+from parts import report, wait
 
 import ntkit
 from ntkit import _neural_tangents as nt
@@ -273,6 +273,8 @@ def measures(quick: bool) -> dict[str, Measure]:
 def main() -> None:
     """Measure one part, `NAME real` or `NAME small`, and report its numbers as they come."""
     name, size = sys.argv[1:]
+    # All is imported, and nothing has touched the device.
+    wait()
     if size == "real" and jax.default_backend() == "cpu":
         sys.exit("JAX finds no GPU here")
     settings = Settings(quick=size == "small", repeats=2 if size == "small" else 3, doubled=False)

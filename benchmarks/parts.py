@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +28,20 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A command, what it measures, and the seconds that it may take."""
+    """A command, what it measures, and the seconds that it may take.
+
+    **Fields:** `waits`: whether it calls [`wait`][] when it is ready, and may so be begun while another one measures.
+    """
 
     what: str
     command: Sequence[str]
     limit: float
+    waits: bool = False
+
+
+def wait() -> None:
+    """Wait, in a part's own process, until it is its turn."""
+    sys.stdin.readline()
 
 
 def report(numbers: Mapping[str, Any]) -> None:
@@ -57,48 +67,72 @@ def run(
     **Returns:** for each part its `"numbers"` and `"seconds"`, and `"why_not_all"` where it did not end well.
     """
     found: dict[str, Row] = {}
-    for name, part in parts.items():
-        print(f"\n{name}: {part.what}", flush=True)
-        left = deadline - time.monotonic()
-        found[name] = (
-            {"numbers": {}, "seconds": 0.0, "why_not_all": "left out: no time was left"}
-            if left < least
-            else run_alone(part, min(part.limit, left), environment or {})
-        )
-        if "why_not_all" in found[name]:
-            print(f"  {found[name]['why_not_all']}", flush=True)
-        done(found)
+    names, begun = list(parts), dict[str, _Begun]()
+    with contextlib.ExitStack() as stack:
+        for name, following in zip(names, [*names[1:], None], strict=True):
+            print(f"\n{name}: {parts[name].what}", flush=True)
+            left = deadline - time.monotonic()
+            if left < least:
+                found[name] = {"numbers": {}, "seconds": 0.0, "why_not_all": "left out: no time was left"}
+            else:
+                one = begun.pop(name, None) or stack.enter_context(_Begun(parts[name], environment or {}))
+                if following is not None and parts[following].waits:
+                    begun[following] = stack.enter_context(_Begun(parts[following], environment or {}))
+                found[name] = one.measured(min(parts[name].limit, left))
+            if "why_not_all" in found[name]:
+                print(f"  {found[name]['why_not_all']}", flush=True)
+            done(found)
     return found
 
 
-def run_alone(part: Part, limit: float, environment: Mapping[str, str]) -> Row:
-    """Run one part, and end whatever is left of it."""
-    with tempfile.TemporaryDirectory() as directory, (Path(directory) / "errors").open("w+") as errors:
-        result = Path(directory) / "result.json"
-        started = time.monotonic()
-        process = subprocess.Popen(
+class _Begun:
+    """The process of a part, which is ended with all of its children when it is left."""
+
+    def __init__(self, part: Part, environment: Mapping[str, str]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._result = Path(self._folder.name) / "result.json"
+        self._errors = (Path(self._folder.name) / "errors").open("w+")
+        self._process = subprocess.Popen(
             part.command,
-            stderr=errors,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **environment, RESULT: str(result)},
+            stderr=self._errors,
+            stdin=subprocess.PIPE if part.waits else subprocess.DEVNULL,
+            env={**os.environ, **environment, RESULT: str(self._result)},
             start_new_session=True,
         )
+
+    def __enter__(self) -> _Begun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._errors.close()
+        self._folder.cleanup()
+
+    def measured(self, limit: float) -> Row:
+        """Let it measure, and give what it found."""
+        started = time.monotonic()
+        if self._process.stdin is not None:
+            # It may have failed before its turn.
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         try:
-            status: int | None = process.wait(limit)
+            status: int | None = self._process.wait(limit)
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            # Its children too, also where it ended well, or this process is told to end.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        seconds = time.monotonic() - started
-        numbers = json.loads(result.read_text()) if result.exists() else {}
-        row: Row = {"numbers": numbers, "seconds": seconds}
-        why = why_not_all(status, limit, errors)
+            self._end()
+        numbers = json.loads(self._result.read_text()) if self._result.exists() else {}
+        row: Row = {"numbers": numbers, "seconds": time.monotonic() - started}
+        why = why_not_all(status, limit, self._errors)
         if why is None and not numbers:
             why = "ended well, and gave no numbers"
         return row if why is None else row | {"why_not_all": why}
+
+    def _end(self) -> None:
+        """End it, its children too, also where it ended well, or this process is told to end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def why_not_all(status: int | None, limit: float, errors: TextIO) -> str | None:

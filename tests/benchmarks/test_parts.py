@@ -78,6 +78,22 @@ def test_a_part_that_fails_or_hangs_costs_only_itself(parts: ModuleType, gpu: Mo
     assert faulty == ["hangs", "crashes", "raises", "says nothing", "not a number"]
 
 
+def test_the_next_part_gets_ready_and_waits_for_its_turn(parts: ModuleType) -> None:
+    code = "import parts, time; ready = time.time(); parts.wait(); turn = time.time(); time.sleep({}); "
+    code += "parts.report({{'ready': ready, 'turn': turn, 'end': time.time()}})"
+    given = {
+        name: parts.Part(name, [sys.executable, "-c", code.format(seconds)], 10.0, waits=True)
+        for name, seconds in (("one", 1.0), ("two", 0.2), ("three", 0.0))
+    }
+    given["fails before"] = parts.Part("", [sys.executable, "-c", "raise SystemExit(3)"], 10.0, waits=True)
+    found = parts.run(given, time.monotonic() + 60, lambda _: None, {"PYTHONPATH": str(BENCHMARKS)}, least=0.5)
+    one, two, three = (found[name]["numbers"] for name in ("one", "two", "three"))
+    assert two["ready"] < one["end"] <= two["turn"]
+    assert two["end"] <= three["turn"]
+    assert found["two"]["seconds"] < 1
+    assert found["fails before"]["why_not_all"] == "ended with status 3"
+
+
 def test_what_there_is_no_time_for_is_left_out(parts: ModuleType, gpu: ModuleType) -> None:
     part = parts.Part("never begun", [sys.executable, "-c", "raise SystemExit(3)"], 5.0)
     found = parts.run({"late": part}, time.monotonic() + 1, lambda _: None)
