@@ -67,21 +67,27 @@ def run(
     **Returns:** for each part its `"numbers"` and `"seconds"`, and `"why_not_all"` where it did not end well.
     """
     found: dict[str, Row] = {}
-    names, begun = list(parts), dict[str, _Begun]()
-    with contextlib.ExitStack() as stack:
+    names: list[str] = list(parts)
+    begun: _Begun | None = None
+    try:
         for name, following in zip(names, [*names[1:], None], strict=True):
             print(f"\n{name}: {parts[name].what}", flush=True)
             left = deadline - time.monotonic()
             if left < least:
                 found[name] = {"numbers": {}, "seconds": 0.0, "why_not_all": "left out: no time was left"}
             else:
-                one = begun.pop(name, None) or stack.enter_context(_Begun(parts[name], environment or {}))
-                if following is not None and parts[following].waits:
-                    begun[following] = stack.enter_context(_Begun(parts[following], environment or {}))
-                found[name] = one.measured(min(parts[name].limit, left))
+                with begun or _Begun(parts[name], environment or {}) as one:
+                    begun = None
+                    if following is not None and parts[following].waits:
+                        begun = _Begun(parts[following], environment or {})
+                    found[name] = one.measured(min(parts[name].limit, left))
             if "why_not_all" in found[name]:
                 print(f"  {found[name]['why_not_all']}", flush=True)
             done(found)
+    finally:
+        if begun is not None:
+            with begun:
+                pass
     return found
 
 
@@ -104,7 +110,11 @@ class _Begun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        # Its children too, also where it ended well, or this process is told to end; once, since another process may
+        # have its number later.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         self._errors.close()
         self._folder.cleanup()
 
@@ -119,20 +129,12 @@ class _Begun:
             status: int | None = self._process.wait(limit)
         except subprocess.TimeoutExpired:
             status = None
-        finally:
-            self._end()
         numbers = json.loads(self._result.read_text()) if self._result.exists() else {}
         row: Row = {"numbers": numbers, "seconds": time.monotonic() - started}
         why = why_not_all(status, limit, self._errors)
         if why is None and not numbers:
             why = "ended well, and gave no numbers"
         return row if why is None else row | {"why_not_all": why}
-
-    def _end(self) -> None:
-        """End it, its children too, also where it ended well, or this process is told to end."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
 
 def why_not_all(status: int | None, limit: float, errors: TextIO) -> str | None:

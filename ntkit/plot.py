@@ -440,7 +440,7 @@ def convergence(found: Mapping[str, "Convergence"], *, components: int = 6, titl
     return figure
 
 
-def sizes(result: "Result", *, title: str | None = None) -> "Figure":
+def sizes(result: Result, *, title: str | None = None) -> "Figure":
     """Draw the excess risk of regression on exact sets over their size, beside the bound and the degrees of freedom.
 
     **Arguments:** `result`: of `ntkit.distill.excess_risks`. `title`: a heading.

@@ -35,6 +35,7 @@ from ntkit.cli.options import (
 from ntkit.cli.ranges import Count, Integers, Rate, TrainingSteps
 from ntkit.cli.tables import finish
 from ntkit.data import Split, of_pixels, one_hot
+from ntkit.distill.attacked import PGD_STEPS
 from ntkit.networks import Dynamics as KernelDynamics
 from ntkit.networks import Linearization
 from ntkit.networks.training import Module
@@ -42,8 +43,6 @@ from ntkit.networks.training import Module
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.001}
 # Numbers of the largest eigenvalues whose share is given.
 SHARES = (10, 20)
-# Croce & Hein 2020 evaluate with PGD of as many steps before they show what AutoAttack leaves of it.
-PGD_STEPS = 20
 
 
 @dataclasses.dataclass(frozen=True)

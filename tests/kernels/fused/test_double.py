@@ -10,8 +10,10 @@ from ntkit.architectures import Activation, Architecture, AveragePool, Conv, Den
 from ntkit.kernels.fused import double, near
 from tests.precision import in_double
 
-if not hasattr(jax, "enable_x64"):
-    pytest.skip("needs a JAX that compiles double precision beside single", allow_module_level=True)
+pytestmark = pytest.mark.skipif(
+    not hasattr(jax, "enable_x64"),
+    reason="JAX below 0.8 compiles one precision a program; there the old limit is warned of (test_regression.py)",
+)
 
 RELU, DENSE = Activation("relu"), Dense(1.5, 0.125)
 ODD = Architecture(
