@@ -39,6 +39,8 @@ def kernel(recursion: Recursion, stages: tuple[Stage, ...], x1: Array, x2: Array
     """Give the kernel of an image (1, channels, height, width) with others (n, …), (n,), in their precision."""
     # The same hyper-parameters as in the precision of the images, to the last bit.
     layers = [jax.tree.map(lambda std: jnp.asarray(std, x1.dtype), stage.layers) for stage in stages]
+    # What is traced is handed over, not closed over: JAX keeps the function with the program.
+    bare = tuple(dataclasses.replace(stage, layers=()) for stage in stages)
 
     # JAX would batch what is in here in the precision that it is set to.
     @jax.custom_batching.sequential_vmap
@@ -46,7 +48,7 @@ def kernel(recursion: Recursion, stages: tuple[Stage, ...], x1: Array, x2: Array
         with jax.enable_x64(True):
             layers, x1, x2 = jax.tree.map(lambda a: lax.convert_element_type(a, jnp.float64), (layers, x1, x2))
             through = tuple(
-                dataclasses.replace(stage, layers=those) for stage, those in zip(stages, layers, strict=True)
+                dataclasses.replace(stage, layers=those) for stage, those in zip(bare, layers, strict=True)
             )
             values = lax.map(functools.partial(_pair, recursion, through, x1[0]), x2)
             return lax.convert_element_type(values, jnp.float32)
