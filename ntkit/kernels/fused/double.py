@@ -47,9 +47,7 @@ def kernel(recursion: Recursion, stages: tuple[Stage, ...], x1: Array, x2: Array
     def exact(layers: list[Layers], x1: Array, x2: Array) -> Array:
         with jax.enable_x64(True):
             layers, x1, x2 = jax.tree.map(lambda a: lax.convert_element_type(a, jnp.float64), (layers, x1, x2))
-            through = tuple(
-                dataclasses.replace(stage, layers=those) for stage, those in zip(bare, layers, strict=True)
-            )
+            through = tuple(dataclasses.replace(stage, layers=those) for stage, those in zip(bare, layers, strict=True))
             values = lax.map(functools.partial(_pair, recursion, through, x1[0]), x2)
             return lax.convert_element_type(values, jnp.float32)
 
