@@ -1,0 +1,245 @@
+"""Why networks trained on adv-KIP's sets can seem to withstand PGD: what hides their gradients, and what is left.
+
+    python benchmarks/masking.py [--rows NAME …] [--data-dir DIR] [--out FILE]
+    python benchmarks/masking.py --quick
+
+The published table (Tsilivis, Su, Kempe 2022, arXiv:2207.11727) has networks that were trained, without an adversary,
+on sets of thousands of images learned by adv-KIP: 49 to 67 % on CIFAR-10 under PGD of 20 steps at 8/255. Its authors
+say that other attacks fool them. Here sets of 1,000 and more images are learned with kernels of several depths and at
+the radius of each data set, by adv-KIP and by KIP, and networks are trained on them and on as many real images. Beside
+the accuracies stand what tells a robust network from one with hidden gradients:
+
+- `textbook`: PGD of 20 steps along the gradient of the softmax cross-entropy as float32 computes it, and `PGD-20`, the
+  same with ntkit's, which does not depend on the scale of the logits; `AutoAttack`; `transfer`: what fools the same
+  network trained on real images, tried on this one, which needs no gradient of it.
+- how far apart the logits of a test image are (median), at how many images the probability of the class rounds to 1,
+  and at how many the textbook's gradient is exactly zero.
+- the textbook's accuracy on the same network with its logits multiplied by 10, 100, and 1,000: the same classifier, as
+  robust as it was.
+- the surface: the loss, as log odds, along the way to what AutoAttack found, and at how many images it grows all along.
+
+Test images are looked at to attack them, and nothing is chosen by them. A row that is in FILE is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+import ntkit
+from ntkit import attacks, data, distill, networks, regression
+from ntkit.attacks.losses import cross_entropy, log_odds
+from ntkit.cli.options import DataOptions, Prepared, prepare
+from ntkit.data import of_pixels, one_hot
+from ntkit.runs import Session, atomic_write
+from ntkit.runs.environment import device, versions
+
+SCALES = (10, 100, 1000)
+# Along the way to an adversarial image, from the image.
+WAY = (0.0, 0.25, 0.5, 0.75, 1.0)
+NETWORKS = {"simple_cnn": networks.simple_cnn, "alexnet": networks.alexnet}
+BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A data set, how a set of it is learned, and what is trained on it.
+
+    `network_steps`: of Adam, of each network; several: how far apart the logits are grows with them.
+    """
+
+    dataset: str
+    radius: float
+    depth: int
+    per_class: int = 100
+    support_batch: int | None = None
+    steps: int = 300
+    targets: int = 500
+    attack_steps: int = 5
+    learning_rate: float = 0.01
+    architectures: tuple[str, ...] = ("simple_cnn",)
+    width: int = 32
+    network_steps: tuple[int, ...] = (500, 3000)
+    network_rate: float = 1e-3
+    attacked: int = 200
+
+
+FASHION, CIFAR = Row("fashion_mnist", 0.1, 3), Row("cifar10_jpeg", 8 / 255, 3)
+ROWS = {
+    "fashion_mnist": FASHION,
+    "fashion_mnist-fc1": dataclasses.replace(FASHION, depth=1),
+    "fashion_mnist-fc7": dataclasses.replace(FASHION, depth=7),
+    "fashion_mnist-5000": dataclasses.replace(FASHION, per_class=500, support_batch=1000, steps=600),
+    "cifar10_jpeg": CIFAR,
+    "cifar10_jpeg-alexnet": dataclasses.replace(CIFAR, architectures=("alexnet",), network_steps=(1000,)),
+}
+QUICK = {"digits": Row("digits", 0.1, 1, 2, None, 3, 100, 2, network_steps=(5,), width=4, attacked=10)}
+
+
+def sets_of(row: Row, prepared: Prepared, seed: int) -> Iterator[tuple[str, distill.Distilled]]:
+    """Give the sets by their names: adv-KIP's, KIP's and real images."""
+    kernel, ball = ntkit.ntk(ntkit.fc(row.depth)), attacks.Linf(row.radius)
+    train = prepared.dataset.train
+    adversary = attacks.PGD(ball, steps=row.attack_steps, stop_early=False)
+    for name, steps, against in (("adv-KIP", row.steps, adversary), ("KIP", row.steps, None), ("real", 0, None)):
+        made = distill.distill(
+            distill.KIP(kernel),
+            train.images,
+            train.labels,
+            per_class=row.per_class,
+            steps=steps,
+            key=jax.random.key(seed),
+            support=distill.Support(batch=row.support_batch),
+            targets=distill.Targets(batch=row.targets, preprocessing=prepared.preprocessing),
+            adversary=against,
+            optimizer=networks.adam(row.learning_rate, decay_over=max(1, steps)),
+            session=Session(show_progress=True),
+        )
+        yield name, made
+
+
+@ntkit.pytree_dataclass
+class Scaled:
+    """A model with its logits multiplied: the same classes for all images."""
+
+    model: Any
+    factor: float
+
+    def __call__(self, x: Array) -> Array:
+        return self.factor * self.model(x)
+
+
+def accuracy_of(model: Any, images: Any, labels: np.ndarray) -> float:
+    """Give the percentage of images that a model is right about."""
+    return round(100 * data.accuracy(model, images, labels), 1)
+
+
+def textbook(ball: attacks.Ball) -> attacks.Attack:
+    """Give PGD of 20 steps along the gradient of the cross-entropy as float32 has it."""
+    return attacks.PGD(ball, steps=20, loss=cross_entropy)
+
+
+def looked_at(model: Any, other: Any, ball: attacks.Ball, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Give what attacks leave of a model of pixels, in percent, and what hides its gradients.
+
+    `other`: the model whose adversarial images are tried on this one.
+    """
+    key, classes = jax.random.key(0), jnp.asarray(labels)
+    x = jnp.asarray(images)
+    found: dict[str, Any] = {"clean": accuracy_of(model, x, labels)}
+    with warnings.catch_warnings():
+        # What it would say stands in the row.
+        warnings.simplefilter("ignore", attacks.MaskedGradientsWarning)
+        against = {"textbook": textbook(ball), "PGD-20": attacks.PGD(ball), "AutoAttack": attacks.AutoAttack(ball)}
+        strongest = x
+        for name, attack in against.items():
+            strongest = attack(model, x, labels, key=key)
+            found[name] = accuracy_of(model, strongest, labels)
+    found["transfer"] = accuracy_of(model, attacks.PGD(ball, stop_early=False)(other, x, labels, key=key), labels)
+
+    outputs = model(x)
+    right = np.asarray(jnp.argmax(outputs, axis=1) == classes)
+    ordered = jnp.sort(outputs, axis=1)
+    probabilities = jnp.max(jax.nn.softmax(outputs), axis=1)
+    gradient = jax.grad(lambda x: jnp.sum(cross_entropy(model(x), classes)))(x)
+    zero = jnp.all(gradient.reshape(len(x), -1) == 0, axis=1)
+    found["logits apart"] = round(float(jnp.median(ordered[:, -1] - ordered[:, -2])), 2)
+    found["probability rounds to 1"] = round(100 * float(np.mean(np.asarray(probabilities == 1)[right])), 1)
+    found["zero gradient"] = round(100 * float(np.mean(np.asarray(zero)[right])), 1)
+    found["textbook, logits scaled"] = {
+        str(scale): accuracy_of(model, textbook(ball)(Scaled(model, float(scale)), x, labels, key=key), labels)
+        for scale in SCALES
+    }
+    # Of images that were right, and are not any more.
+    fell = right & np.asarray(jnp.argmax(model(strongest), axis=1) != classes)
+    way = np.stack([np.asarray(log_odds(model(x + t * (strongest - x)), classes)) for t in WAY])[:, fell]
+    if fell.any():
+        found["log odds on the way"] = [round(float(value), 2) for value in way.mean(axis=1)]
+        found["grow all along"] = round(100 * float(np.mean(np.all(np.diff(way, axis=0) > 0, axis=0))), 1)
+    return found
+
+
+def measure(name: str, row: Row, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Give the entries of a row, one for each model and set."""
+    prepared = prepare(DataOptions(row.dataset, options.data_dir, preprocess="standardize"))
+    ball, test = attacks.Linf(row.radius), prepared.dataset.test
+    images, labels = test.images[: row.attacked], test.labels[: row.attacked]
+    sets = dict(sets_of(row, prepared, options.seed))
+    train = prepared.dataset.train.choice(5000, jax.random.key(options.seed))
+    everything = (prepared.preprocessing.transform(train.images), one_hot(train.labels, prepared.num_classes))
+
+    def trained(architecture: str, images: Any, targets: Any, steps: int, seed: int) -> Any:
+        network = networks.train(
+            NETWORKS[architecture](prepared.num_classes, width=row.width),
+            np.asarray(images),
+            np.asarray(targets),
+            key=jax.random.key(seed),
+            steps=steps,
+            loss="cross_entropy",
+            batch_size=BATCH,
+            optimizer=networks.adam(row.network_rate),
+        )
+        return of_pixels(network, prepared.preprocessing)
+
+    for architecture in row.architectures:
+        other = trained(architecture, *everything, min(1000, max(row.network_steps)), options.seed + 1)
+        for which, made in sets.items():
+            cases: list[tuple[str, int, Any]] = [
+                (architecture, steps, trained(architecture, made.images, made.labels, steps, options.seed))
+                for steps in row.network_steps
+            ]
+            if architecture == row.architectures[0]:
+                kernel = ntkit.ntk(ntkit.fc(row.depth))
+                fitted = regression.fit(kernel, made.images, made.labels, 1e-6)
+                cases.insert(0, ("regression", 0, of_pixels(fitted, prepared.preprocessing)))
+            for model, steps, found in cases:
+                said = {"row": name, "seed": options.seed, "set": f"{len(made.images)} of {which}"}
+                said |= {"model": model, "steps": steps}
+                yield said | looked_at(found, other, ball, images, labels)
+
+
+def main() -> None:
+    """Run the rows asked for, print them and write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], help="(default: all)")
+    parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
+    parser.add_argument("--seed", type=int, default=0, help="of the sets and the networks (default 0)")
+    parser.add_argument("--quick", action="store_true", help="digits, a few steps: to see that it runs")
+    parser.add_argument("--out", type=Path, help="JSON file to write; other rows that it has stay")
+    options = parser.parse_args()
+    known = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
+    rows = QUICK if options.quick else {name: ROWS[name] for name in options.rows}
+    for name, row in rows.items():
+        if any((one["row"], one["seed"]) == (name, options.seed) for one in known):
+            continue
+        started, entries = time.monotonic(), []
+        for entry in measure(name, row, options):
+            entries.append(entry)
+            print(json.dumps(entry), flush=True)
+        known += [entry | {"seconds of the row": round(time.monotonic() - started)} for entry in entries]
+        if options.out:
+            result = {
+                "what": "networks trained on sets of adv-KIP, KIP and real images, under attack; accuracies in %",
+                "settings": {name: dataclasses.asdict(row) for name, row in ROWS.items()},
+                "rows": known,
+                "versions": versions(),
+                "device": {**device(), "cores": os.cpu_count()},
+            }
+            with atomic_write(options.out, "w") as file:
+                file.write(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
