@@ -3,18 +3,14 @@
     python benchmarks/distill_table.py --data-dir DIR [--rows NAME …] [--seeds 0 …] [--published FILE] [--out FILE]
     python benchmarks/distill_table.py --quick
 
-With JAX_NUM_CPU_DEVICES=2 two CPU cores share the steps of KIP.
-
 Rows of RFAD (Loo et al. 2022, arXiv:2210.12067) are judged by the test accuracy of kernel ridge regression with the
 exact kernels of the infinitely wide network, NNGP and NTK; rows of FRePo (Zhou et al. 2022, arXiv:2206.00719) by the
 field's standard network, trained on the set from five initializations, with and without flips, beside as many real
-images (`ntkit.distill.judge`). RFAD never evaluates the exact kernel. Rows with a `polish` go on from its set with KIP
-and the exact NNGP kernel: few steps, each as dear as many of RFAD's, without the noise of networks that are drawn.
+images (`ntkit.distill.judge`). RFAD never evaluates the exact kernel.
 
 The test set is looked at once, at the end, and nothing is chosen by it: the settings of RFAD are those of a prototype
-with another seed, those of the polish were tried on held-out training images, and the ridge is that of the
-distillation; networks' learning rates and steps are chosen on held-out training images. Each row is a run directory
-below --runs; an interrupted one goes on.
+with another seed, and the ridge is that of the distillation; networks' learning rates and steps are chosen on held-out
+training images. Each row is a run directory below --runs; an interrupted one goes on.
 
 The row `step` compares the time of a step with that of KIP with the exact kernel, one after the other in one process.
 """
@@ -45,16 +41,6 @@ from ntkit.runs.environment import device, versions
 
 
 @dataclasses.dataclass(frozen=True)
-class Polish:
-    """Steps of KIP with the exact kernel, the NNGP's."""
-
-    steps: int
-    targets: int = 128
-    ridge: float = 1e-3
-    learning_rate: float = 0.005
-
-
-@dataclasses.dataclass(frozen=True)
 class Row:
     """A data set, what is learned from it, and for how long."""
 
@@ -65,12 +51,10 @@ class Row:
     learner: Literal["rfad", "frepo"] = "rfad"
     depth: int = 3
     width: int = 128
-    networks: int = 1
     targets: int = 256
     ridge: float = 5e-3
     learning_rate: float = 0.01
     flip: bool = True
-    polish: Polish | None = None
 
     @property
     def architecture(self) -> ntkit.Architecture:
@@ -87,21 +71,19 @@ class Row:
         """The learner."""
         if self.learner == "frepo":
             return distill.FRePo(self.module, ridge=self.ridge)
-        return distill.RFAD(self.architecture, width=self.width, networks=self.networks, ridge=self.ridge)
+        return distill.RFAD(self.architecture, width=self.width, ridge=self.ridge)
 
 
 ROWS = {
-    "cifar10_jpeg-1": Row("cifar10_jpeg", 1, 1_200, "zca", networks=4, targets=64, polish=Polish(300)),
+    "cifar10_jpeg-1": Row("cifar10_jpeg", 1, 12_000, "zca"),
     "cifar10_jpeg-10": Row("cifar10_jpeg", 10, 14_000, "zca"),
     "fashion_mnist-1": Row("fashion_mnist", 1, 6_000, "standardize"),
     "fashion_mnist-10": Row("fashion_mnist", 10, 8_000, "standardize"),
     "cifar10_jpeg-1-frepo": Row("cifar10_jpeg", 1, 10_000, "zca", "frepo", ridge=1e-3),
     "fashion_mnist-1-frepo": Row("fashion_mnist", 1, 10_000, "standardize", "frepo", ridge=1e-3),
 }
-# Whose step is compared with that of KIP.
-STEP = Row("cifar10_jpeg", 1, 0, "zca")
 QUICK = {
-    "digits-1": Row("digits", 1, 20, "standardize", depth=1, width=16, targets=64, polish=Polish(5)),
+    "digits-1": Row("digits", 1, 20, "standardize", depth=1, width=16, targets=64),
     "digits-1-frepo": Row("digits", 1, 20, "standardize", "frepo", depth=1, width=16, targets=64, ridge=1e-3),
 }
 # Data sets whose published numbers are those of another one's: the same images, in JPEG.
@@ -134,9 +116,9 @@ def judged(row: Row, made: distill.Distilled, prepared: Any, quick: bool) -> dic
     """Give the test accuracies of exact kernel regression on a set, or of networks."""
     if row.learner == "frepo":
         return by_networks(row, made, prepared, quick)
-    found, ridge = {}, row.ridge if row.polish is None else row.polish.ridge
+    found = {}
     for name, kernel in (("nngp", ntkit.nngp(row.architecture)), ("ntk", ntkit.ntk(row.architecture))):
-        model = regression.fit(kernel, made.images, made.labels, ridge)
+        model = regression.fit(kernel, made.images, made.labels, row.ridge)
         accuracy = data.accuracy(model, prepared.test_images, prepared.dataset.test.labels, batch_size=1000)
         found[name] = round(100 * accuracy, 2)
     return found
@@ -169,11 +151,6 @@ def by_networks(row: Row, made: distill.Distilled, prepared: Any, quick: bool) -
     }
 
 
-def opened(path: Path, config: dict[str, Any]) -> Run:
-    """Make a run directory, or go on with it."""
-    return Run.resume(path, config) if path.exists() else Run.create(path, config)
-
-
 @contextlib.contextmanager
 def counted(path: Path) -> Iterator[Callable[[], float]]:
     """Count the seconds in a block, those before interruptions too; give a function that says them."""
@@ -191,45 +168,34 @@ def measure(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict
     """Distil a row, or go on with it, and judge it; a finished one is read back."""
     config = {"row": dataclasses.asdict(row), "seed": seed}
     path = options.runs / f"{name}-seed{seed}"
-    run = opened(path, config)
+    run = Run.resume(path, config) if path.exists() else Run.create(path, config)
     finished = path / "row.json"
     if finished.exists():
         return dict(json.loads(finished.read_text()))
     prepared = prepare(DataOptions(row.dataset, options.data_dir, preprocess=row.preprocess))
-
-    def learned(learner: distill.Learner, run: Run, init: Any, steps: int, targets: int, rate: float, mesh: Any) -> Any:
-        return distill.distill(
-            learner,
+    with counted(path / "seconds.json") as spent:
+        made = distill.distill(
+            row.chosen,
             prepared.train_images,
             prepared.dataset.train.labels,
             per_class=row.per_class,
-            steps=steps,
+            steps=row.steps,
             key=jax.random.key(seed),
-            support=distill.Support(init=init, learn=("images", "labels", "temperature")),
+            support=distill.Support(learn=("images", "labels", "temperature")),
             targets=distill.Targets(
-                batch=targets,
+                batch=row.targets,
                 loss="cross_entropy",
                 augment=Augmentation(flip=True) if row.flip else None,
             ),
-            optimizer=adabelief(rate, decay_over=steps),
-            session=Session(run=run, log_every=max(1, steps // 100), show_progress=True),
-            mesh=mesh,
+            optimizer=adabelief(row.learning_rate, decay_over=row.steps),
+            session=Session(run=run, log_every=max(1, row.steps // 100), show_progress=True),
         )
-
-    with counted(path / "seconds.json") as spent:
-        made = learned(row.chosen, run, "real", row.steps, row.targets, row.learning_rate, None)
-        if row.polish is not None:
-            exact = distill.KIP(ntkit.nngp(row.architecture), ridge=row.polish.ridge)
-            then = opened(path / "polish", config)
-            several = jax.sharding.Mesh(jax.devices(), ("all",)) if jax.device_count() > 1 else None
-            made = learned(exact, then, made, row.polish.steps, row.polish.targets, row.polish.learning_rate, several)
         made.save(path / "distilled.npz")
     started = time.monotonic()
     result = {
         "row": name,
         "seed": seed,
         "steps": row.steps,
-        "polish": row.polish and row.polish.steps,
         "seconds": round(spent()),
         "test_accuracy": judged(row, made, prepared, options.quick),
         "seconds_of_judging": round(time.monotonic() - started),
@@ -242,7 +208,7 @@ def measure(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict
 
 def step(options: argparse.Namespace) -> dict[str, Any]:
     """Compare the time of a step of RFAD with that of KIP with the exact kernel: 10 support images, 256 targets."""
-    row = QUICK["digits-1"] if options.quick else STEP
+    row = QUICK["digits-1"] if options.quick else ROWS["cifar10_jpeg-1"]
     prepared = prepare(DataOptions(row.dataset, options.data_dir, preprocess=row.preprocess))
     learners = {
         "rfad": (row.chosen, 20),
