@@ -18,7 +18,8 @@ the accuracies stand what tells a robust network from one with hidden gradients:
   robust as it was.
 - the surface: the loss, as log odds, along the way to what AutoAttack found, and at how many images it grows all along.
 
-Test images are looked at to attack them, and nothing is chosen by them. A row that is in FILE is not run again.
+Test images are looked at to attack them, and nothing is chosen by them. Sets are run directories below --runs, and what
+is in FILE is not measured again: an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from ntkit import attacks, data, distill, networks, regression
 from ntkit.attacks.losses import cross_entropy, log_odds
 from ntkit.cli.options import DataOptions, Prepared, prepare
 from ntkit.data import of_pixels, one_hot
-from ntkit.runs import Session, atomic_write
+from ntkit.runs import Run, Session, atomic_write
 from ntkit.runs.environment import device, versions
 
 SCALES = (10, 100, 1000)
@@ -88,26 +89,33 @@ ROWS = {
 QUICK = {"digits": Row("digits", 0.1, 1, 2, None, 3, 100, 2, network_steps=(5,), width=4, attacked=10)}
 
 
-def sets_of(row: Row, prepared: Prepared, seed: int) -> Iterator[tuple[str, distill.Distilled]]:
-    """Give the sets by their names: adv-KIP's, KIP's and real images."""
+def sets_of(name: str, row: Row, prepared: Prepared, options: argparse.Namespace) -> dict[str, distill.Distilled]:
+    """Learn the sets of a row, or go on with them: adv-KIP's, KIP's and real images."""
     kernel, ball = ntkit.ntk(ntkit.fc(row.depth)), attacks.Linf(row.radius)
     train = prepared.dataset.train
     adversary = attacks.PGD(ball, steps=row.attack_steps, stop_early=False)
-    for name, steps, against in (("adv-KIP", row.steps, adversary), ("KIP", row.steps, None), ("real", 0, None)):
-        made = distill.distill(
-            distill.KIP(kernel),
-            train.images,
-            train.labels,
-            per_class=row.per_class,
-            steps=steps,
-            key=jax.random.key(seed),
-            support=distill.Support(batch=row.support_batch),
-            targets=distill.Targets(batch=row.targets, preprocessing=prepared.preprocessing),
-            adversary=against,
-            optimizer=networks.adam(row.learning_rate, decay_over=max(1, steps)),
-            session=Session(show_progress=True),
-        )
-        yield name, made
+    sets = {}
+    for which, steps, against in (("adv-KIP", row.steps, adversary), ("KIP", row.steps, None), ("real", 0, None)):
+        path = options.runs / f"{name}-{which}-seed{options.seed}"
+        config = {"row": dataclasses.asdict(row), "set": which, "seed": options.seed}
+        run = Run.resume(path, config) if path.exists() else Run.create(path, config)
+        finished = path / "distilled.npz"
+        if not finished.exists():
+            distill.distill(
+                distill.KIP(kernel),
+                train.images,
+                train.labels,
+                per_class=row.per_class,
+                steps=steps,
+                key=jax.random.key(options.seed),
+                support=distill.Support(batch=row.support_batch),
+                targets=distill.Targets(batch=row.targets, preprocessing=prepared.preprocessing),
+                adversary=against,
+                optimizer=networks.adam(row.learning_rate, decay_over=max(1, steps)),
+                session=Session(run=run, show_progress=True),
+            ).save(finished)
+        sets[which] = distill.Distilled.load(finished)
+    return sets
 
 
 @ntkit.pytree_dataclass
@@ -171,12 +179,12 @@ def looked_at(model: Any, other: Any, ball: attacks.Ball, images: np.ndarray, la
     return found
 
 
-def measure(name: str, row: Row, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Give the entries of a row, one for each model and set."""
+def measure(name: str, row: Row, options: argparse.Namespace, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Give the entries of a row, one for each set and model, that are not known."""
     prepared = prepare(DataOptions(row.dataset, options.data_dir, preprocess="standardize"))
     ball, test = attacks.Linf(row.radius), prepared.dataset.test
     images, labels = test.images[: row.attacked], test.labels[: row.attacked]
-    sets = dict(sets_of(row, prepared, options.seed))
+    sets, kernel = sets_of(name, row, prepared, options), ntkit.ntk(ntkit.fc(row.depth))
     train = prepared.dataset.train.choice(5000, jax.random.key(options.seed))
     everything = (prepared.preprocessing.transform(train.images), one_hot(train.labels, prepared.num_classes))
 
@@ -196,18 +204,19 @@ def measure(name: str, row: Row, options: argparse.Namespace) -> Iterator[dict[s
     for architecture in row.architectures:
         other = trained(architecture, *everything, min(1000, max(row.network_steps)), options.seed + 1)
         for which, made in sets.items():
-            cases: list[tuple[str, int, Any]] = [
-                (architecture, steps, trained(architecture, made.images, made.labels, steps, options.seed))
-                for steps in row.network_steps
-            ]
-            if architecture == row.architectures[0]:
-                kernel = ntkit.ntk(ntkit.fc(row.depth))
-                fitted = regression.fit(kernel, made.images, made.labels, 1e-6)
-                cases.insert(0, ("regression", 0, of_pixels(fitted, prepared.preprocessing)))
-            for model, steps, found in cases:
+            for steps in (0, *row.network_steps):
                 said = {"row": name, "seed": options.seed, "set": f"{len(made.images)} of {which}"}
-                said |= {"model": model, "steps": steps}
-                yield said | looked_at(found, other, ball, images, labels)
+                said |= {"model": architecture if steps else "regression", "steps": steps}
+                if any(said.items() <= one.items() for one in known):
+                    continue
+                started = time.monotonic()
+                if steps:
+                    model = trained(architecture, made.images, made.labels, steps, options.seed)
+                else:
+                    fitted = regression.fit(kernel, made.images, made.labels, 1e-6)
+                    model = of_pixels(fitted, prepared.preprocessing)
+                found = said | looked_at(model, other, ball, images, labels)
+                yield found | {"seconds": round(time.monotonic() - started)}
 
 
 def main() -> None:
@@ -216,29 +225,32 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], help="(default: all)")
     parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
     parser.add_argument("--seed", type=int, default=0, help="of the sets and the networks (default 0)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/masking"), help="where the run directories go")
     parser.add_argument("--quick", action="store_true", help="digits, a few steps: to see that it runs")
     parser.add_argument("--out", type=Path, help="JSON file to write; other rows that it has stay")
     options = parser.parse_args()
     known = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     rows = QUICK if options.quick else {name: ROWS[name] for name in options.rows}
     for name, row in rows.items():
-        if any((one["row"], one["seed"]) == (name, options.seed) for one in known):
-            continue
-        started, entries = time.monotonic(), []
-        for entry in measure(name, row, options):
-            entries.append(entry)
+        for entry in measure(name, row, options, known):
             print(json.dumps(entry), flush=True)
-        known += [entry | {"seconds of the row": round(time.monotonic() - started)} for entry in entries]
-        if options.out:
-            result = {
-                "what": "networks trained on sets of adv-KIP, KIP and real images, under attack; accuracies in %",
-                "settings": {name: dataclasses.asdict(row) for name, row in ROWS.items()},
-                "rows": known,
-                "versions": versions(),
-                "device": {**device(), "cores": os.cpu_count()},
-            }
-            with atomic_write(options.out, "w") as file:
-                file.write(json.dumps(result, indent=2) + "\n")
+            known.append(entry)
+            write(options, known)
+
+
+def write(options: argparse.Namespace, known: list[dict[str, Any]]) -> None:
+    """Write what is known so far."""
+    if options.out is None:
+        return
+    result = {
+        "what": "networks trained on sets of adv-KIP, KIP and real images, under attack; accuracies in %",
+        "settings": {name: dataclasses.asdict(row) for name, row in ROWS.items()},
+        "rows": known,
+        "versions": versions(),
+        "device": {**device(), "cores": os.cpu_count()},
+    }
+    with atomic_write(options.out, "w") as file:
+        file.write(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
