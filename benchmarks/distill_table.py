@@ -24,7 +24,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,16 +152,15 @@ def by_networks(row: Row, made: distill.Distilled, prepared: Any, quick: bool) -
 
 
 @contextlib.contextmanager
-def counted(path: Path) -> Iterator[Callable[[], float]]:
-    """Count the seconds in a block, those before interruptions too; give a function that says them."""
+def counted(path: Path) -> Iterator[None]:
+    """Write how many seconds a block took, with those before an interruption."""
     before = float(json.loads(path.read_text())) if path.exists() else 0.0
-    started, found = time.monotonic(), [before]
+    started = time.monotonic()
     try:
-        yield lambda: found[0]
+        yield
     finally:
-        found[0] += time.monotonic() - started
         with atomic_write(path, "w") as file:
-            file.write(json.dumps(found[0]) + "\n")
+            file.write(json.dumps(before + time.monotonic() - started) + "\n")
 
 
 def measure(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -173,7 +172,8 @@ def measure(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict
     if finished.exists():
         return dict(json.loads(finished.read_text()))
     prepared = prepare(DataOptions(row.dataset, options.data_dir, preprocess=row.preprocess))
-    with counted(path / "seconds.json") as spent:
+    seconds = path / "seconds.json"
+    with counted(seconds):
         made = distill.distill(
             row.chosen,
             prepared.train_images,
@@ -196,7 +196,7 @@ def measure(name: str, row: Row, seed: int, options: argparse.Namespace) -> dict
         "row": name,
         "seed": seed,
         "steps": row.steps,
-        "seconds": round(spent()),
+        "seconds": round(json.loads(seconds.read_text())),
         "test_accuracy": judged(row, made, prepared, options.quick),
         "seconds_of_judging": round(time.monotonic() - started),
         "peak_GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),

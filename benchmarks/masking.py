@@ -29,7 +29,6 @@ import dataclasses
 import json
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,8 @@ SCALES = (10, 100, 1000)
 WAY = (0.0, 0.25, 0.5, 0.75, 1.0)
 NETWORKS = {"simple_cnn": networks.simple_cnn, "alexnet": networks.alexnet}
 BATCH = 128
+# Of all attacks.
+KEY = jax.random.key(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,11 @@ ROWS = {
     "cifar10_jpeg": CIFAR,
     "cifar10_jpeg-alexnet": dataclasses.replace(CIFAR, architectures=("alexnet",), network_steps=(1000,)),
 }
-QUICK = {"digits": Row("digits", 0.1, 1, 2, None, 3, 100, 2, network_steps=(5,), width=4, attacked=10)}
+QUICK = {
+    "digits": Row(
+        "digits", 0.1, 1, per_class=2, steps=3, targets=100, attack_steps=2, width=4, network_steps=(5,), attacked=10
+    )
+}
 
 
 def sets_of(name: str, row: Row, prepared: Prepared, options: argparse.Namespace) -> dict[str, distill.Distilled]:
@@ -139,35 +144,30 @@ def textbook(ball: attacks.Ball) -> attacks.Attack:
     return attacks.PGD(ball, steps=20, loss=cross_entropy)
 
 
-def looked_at(model: Any, other: Any, ball: attacks.Ball, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def looked_at(model: Any, ball: attacks.Ball, x: Array, labels: np.ndarray, transferred: Array) -> dict[str, Any]:
     """Give what attacks leave of a model of pixels, in percent, and what hides its gradients.
 
-    `other`: the model whose adversarial images are tried on this one.
+    `transferred`: adversarial images of another model, which are tried on this one.
     """
-    key, classes = jax.random.key(0), jnp.asarray(labels)
-    x = jnp.asarray(images)
+    classes = jnp.asarray(labels)
     found: dict[str, Any] = {"clean": accuracy_of(model, x, labels)}
-    with warnings.catch_warnings():
-        # What it would say stands in the row.
-        warnings.simplefilter("ignore", attacks.MaskedGradientsWarning)
-        against = {"textbook": textbook(ball), "PGD-20": attacks.PGD(ball), "AutoAttack": attacks.AutoAttack(ball)}
-        strongest = x
-        for name, attack in against.items():
-            strongest = attack(model, x, labels, key=key)
-            found[name] = accuracy_of(model, strongest, labels)
-    found["transfer"] = accuracy_of(model, attacks.PGD(ball, stop_early=False)(other, x, labels, key=key), labels)
+    against = {"textbook": textbook(ball), "PGD-20": attacks.PGD(ball), "AutoAttack": attacks.AutoAttack(ball)}
+    strongest = x
+    for name, attack in against.items():
+        strongest = attack(model, x, labels, key=KEY)
+        found[name] = accuracy_of(model, strongest, labels)
+    found["transfer"] = accuracy_of(model, transferred, labels)
 
-    outputs = model(x)
+    gradient, _, outputs = attacks.ascent(model, lambda outputs: cross_entropy(outputs, classes), x)
     right = np.asarray(jnp.argmax(outputs, axis=1) == classes)
     ordered = jnp.sort(outputs, axis=1)
     probabilities = jnp.max(jax.nn.softmax(outputs), axis=1)
-    gradient = jax.grad(lambda x: jnp.sum(cross_entropy(model(x), classes)))(x)
     zero = jnp.all(gradient.reshape(len(x), -1) == 0, axis=1)
     found["logits apart"] = round(float(jnp.median(ordered[:, -1] - ordered[:, -2])), 2)
     found["probability rounds to 1"] = round(100 * float(np.mean(np.asarray(probabilities == 1)[right])), 1)
     found["zero gradient"] = round(100 * float(np.mean(np.asarray(zero)[right])), 1)
     found["textbook, logits scaled"] = {
-        str(scale): accuracy_of(model, textbook(ball)(Scaled(model, float(scale)), x, labels, key=key), labels)
+        str(scale): accuracy_of(model, textbook(ball)(Scaled(model, float(scale)), x, labels, key=KEY), labels)
         for scale in SCALES
     }
     # Of images that were right, and are not any more.
@@ -183,7 +183,7 @@ def measure(name: str, row: Row, options: argparse.Namespace, known: list[dict[s
     """Give the entries of a row, one for each set and model, that are not known."""
     prepared = prepare(DataOptions(row.dataset, options.data_dir, preprocess="standardize"))
     ball, test = attacks.Linf(row.radius), prepared.dataset.test
-    images, labels = test.images[: row.attacked], test.labels[: row.attacked]
+    x, labels = jnp.asarray(test.images[: row.attacked]), test.labels[: row.attacked]
     sets, kernel = sets_of(name, row, prepared, options), ntkit.ntk(ntkit.fc(row.depth))
     train = prepared.dataset.train.choice(5000, jax.random.key(options.seed))
     everything = (prepared.preprocessing.transform(train.images), one_hot(train.labels, prepared.num_classes))
@@ -203,6 +203,7 @@ def measure(name: str, row: Row, options: argparse.Namespace, known: list[dict[s
 
     for architecture in row.architectures:
         other = trained(architecture, *everything, min(1000, max(row.network_steps)), options.seed + 1)
+        transferred = attacks.PGD(ball, stop_early=False)(other, x, labels, key=KEY)
         for which, made in sets.items():
             for steps in (0, *row.network_steps):
                 said = {"row": name, "seed": options.seed, "set": f"{len(made.images)} of {which}"}
@@ -215,7 +216,7 @@ def measure(name: str, row: Row, options: argparse.Namespace, known: list[dict[s
                 else:
                     fitted = regression.fit(kernel, made.images, made.labels, 1e-6)
                     model = of_pixels(fitted, prepared.preprocessing)
-                found = said | looked_at(model, other, ball, images, labels)
+                found = said | looked_at(model, ball, x, labels, transferred)
                 yield found | {"seconds": round(time.monotonic() - started)}
 
 
