@@ -55,7 +55,7 @@ def test_autoattack_is_never_weaker(ball) -> None:
     found = foolbox.attacks
     of_norm = {
         Linf: [found.LinfPGD(steps=40), found.LinfBasicIterativeAttack(), found.LinfDeepFoolAttack()],
-        L2: [found.L2PGD(), found.L2DeepFoolAttack(), found.L2CarliniWagnerAttack(steps=100)],
+        L2: [found.L2PGD(), found.L2DeepFoolAttack(), found.L2CarliniWagnerAttack(binary_search_steps=4, steps=60)],
     }
     ours = by_us(AutoAttack, ball, queries=300)
     assert 0.05 < ours < 0.9

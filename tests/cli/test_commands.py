@@ -97,6 +97,11 @@ def test_evaluate_a_run_a_file_and_a_file_of_other_code(finished, tmp_path, caps
         output = capsys.readouterr().out
         assert re.search(r"ntk of \w+1.*, ridge 1e-06", output)
         assert expected in output
+
+
+@pytest.mark.slow
+def test_evaluate_by_networks_under_attack(finished, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     network = ("--network-steps", "100", "--network-seeds", "2", "--width", "64", "--network-learning-rate", "0.01")
     assert ntkit("evaluate", finished, "--ridge", "0.1", *network, "--attacked-images", "20", "--radius", "0.1") == 0
     output = capsys.readouterr().out

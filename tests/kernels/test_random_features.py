@@ -16,7 +16,7 @@ ARCHITECTURES = {
     "erf": (ntkit.fc(1, activation="erf"), X),
     "no bias": (ntkit.fc(1, b_std=None), X),
     "conv": (ntkit.conv(2), IMAGES),
-    "convnet": (ntkit.convnet(2), IMAGES),
+    "convnet": (ntkit.convnet(1), IMAGES),
     "standard": (ntkit.fc(1, parameterization="standard"), X),
 }
 EXACT = {"nngp": ntkit.nngp, "ntk": ntkit.ntk}
@@ -37,7 +37,7 @@ def errors(architecture, get, x, width, draws):
 @pytest.mark.parametrize(
     ("name", "get"),
     [
-        pytest.param(name, get, marks=[pytest.mark.slow] if name == "convnet" or (get, name) == ("ntk", "conv") else [])
+        pytest.param(name, get, marks=[pytest.mark.slow] if name in ("conv", "convnet") and get == "ntk" else [])
         for name in ARCHITECTURES
         for get in EXACT
     ],
@@ -106,8 +106,7 @@ MANY = RNG.normal(size=(90, 4))
 TARGETS = np.sin(MANY[:, :2])
 
 
-@pytest.mark.parametrize("ridge", [1e-6, 1e-2])
-@pytest.mark.parametrize("networks", [1, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("networks", "ridge"), [(1, 1e-6), (1, 1e-2), pytest.param(6, 1e-6, marks=pytest.mark.slow)])
 def test_fits_on_features_are_those_of_the_gram_matrix(networks, ridge, x64):
     """With fewer features than inputs, and with more."""
     kernel = ntkit.random_features(ntkit.fc(1), "ntk", key=KEY, width=12, networks=networks)

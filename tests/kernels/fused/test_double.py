@@ -65,7 +65,7 @@ def test_any_pair_is_that_of_the_recursion_in_float64(name, get) -> None:
     assert found.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["convnet", "global pool", pytest.param("odd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["convnet", "global pool"])
 def test_near_images(name) -> None:
     kernel = ntkit.ntk(ARCHITECTURES[name])
     expected = in_float64(kernel, IMAGES)
@@ -83,7 +83,7 @@ def test_near_images(name) -> None:
 
 
 def test_what_was_lost_without_it(monkeypatch) -> None:
-    kernel = ntkit.ntk(ARCHITECTURES["convnet"])
+    kernel = ntkit.ntk(ARCHITECTURES["global pool"])
     expected = in_float64(kernel, IMAGES)
     kept = np.abs(kernel(IMAGES) / expected - 1)[:5, :5].max()
     monkeypatch.setattr(double, "supports", lambda *_: False)
@@ -122,8 +122,7 @@ def test_goes_through_transformations() -> None:
 
     gradient = jax.grad(total)(x)
     for other in (
-        jax.grad(jax.checkpoint(total))(x),
-        jax.vmap(jax.grad(total))(x[None])[0],
+        jax.vmap(jax.grad(jax.checkpoint(total)))(x[None])[0],
         jax.grad(lambda x: jnp.sum(jax.vmap(kernel)(x[None])))(x),
         jax.grad(lambda x: jnp.sum(jax.lax.scan(lambda c, _: (c, total(c)), x, None, length=1)[1]))(x),
     ):
