@@ -213,7 +213,7 @@ def test_equal_values_are_the_same_kernel_and_the_same_inputs(tmp_path, monkeypa
 
 
 def test_a_network_of_functions_is_known_by_its_values(tmp_path) -> None:
-    import neural_tangents as nt
+    nt = pytest.importorskip("neural_tangents")
 
     def kernel(W_std):
         return ntkit.from_stax(nt.stax.serial(nt.stax.Dense(1, W_std), nt.stax.Relu(), nt.stax.Dense(1))[2])
