@@ -78,7 +78,7 @@ ROWS = {
     "cifar10_jpeg-1": Row("cifar10_jpeg", 1, 12_000, "zca"),
     "cifar10_jpeg-10": Row("cifar10_jpeg", 10, 14_000, "zca"),
     "fashion_mnist-1": Row("fashion_mnist", 1, 6_000, "standardize"),
-    "fashion_mnist-10": Row("fashion_mnist", 10, 8_000, "standardize"),
+    "fashion_mnist-10": Row("fashion_mnist", 10, 5_000, "standardize"),
     "cifar10_jpeg-1-frepo": Row("cifar10_jpeg", 1, 10_000, "zca", "frepo", ridge=1e-3),
     "fashion_mnist-1-frepo": Row("fashion_mnist", 1, 10_000, "standardize", "frepo", ridge=1e-3),
 }
