@@ -44,7 +44,13 @@ def pays() -> bool:
         return False
     # Those of other makers have names of another kind. Triton has no products in full float32 for older ones.
     capability = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))
-    return capability is not None and float(capability[0]) >= OLDEST
+    if capability is None or float(capability[0]) < OLDEST:
+        return False
+    try:
+        from jax.experimental.pallas import triton  # noqa: F401
+    except ImportError:  # JAX says since 0.12 that it will go
+        return False
+    return True
 
 
 def supports(stage: Stage, channels: int, dtype: Any) -> bool:

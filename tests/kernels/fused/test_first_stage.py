@@ -1,6 +1,7 @@
 """The first stage in one kernel of a GPU, interpreted, against the engine without it."""
 
 import inspect
+import sys
 import types
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental import pallas
 
 import ntkit
 from ntkit.architectures import Activation, Architecture, AveragePool, Conv, Dense, Flatten
@@ -120,6 +122,10 @@ def test_which_devices_it_pays_on(
     device = types.SimpleNamespace(platform=platform, compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda *_: [device])
     assert first_stage.pays() == (expected and jax.__version_info__ >= first_stage.LEAVES_OUT)
+    # As in a JAX without Triton.
+    monkeypatch.delattr(pallas, "triton", raising=False)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    assert not first_stage.pays()
 
 
 def on_a_gpu() -> AbstractContextManager[object]:
