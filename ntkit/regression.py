@@ -23,9 +23,9 @@ from ntkit._pytrees import pytree_dataclass
 from ntkit.grams import gram as gram_in_blocks
 from ntkit.kernels import Kernel, memory
 from ntkit.kernels.base import check_kernel
-from ntkit.kernels.blocks import each
 from ntkit.kernels.finite import count_features
 from ntkit.kernels.inputs import check_inputs
+from ntkit.kernels.pairs import each
 from ntkit.kernels.tiled import matmul
 from ntkit.solvers import (
     CG,

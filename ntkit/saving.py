@@ -90,9 +90,9 @@ def _own_classes() -> Mapping[str, type]:
     from ntkit.data.pixels import PixelModel, PixelModule
     from ntkit.kernels.closed_form import NeuralTangentsKernel
     from ntkit.kernels.fused import FusedKernel
-    from ntkit.kernels.pixels import PixelKernel
+    from ntkit.kernels.preprocessed import PixelKernel
     from ntkit.kernels.random_features import RandomFeatures
-    from ntkit.networks._flax import CNN, NormalizedCNN, ResNet18
+    from ntkit.networks._modules import CNN, NormalizedCNN, ResNet18
 
     own: tuple[type, ...] = (
         *(architectures.Dense, architectures.Conv, architectures.Activation, architectures.AveragePool),

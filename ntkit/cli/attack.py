@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntkit import attacks, data, plot, regression
-from ntkit.cli.memory import check_gram, check_network
 from ntkit.cli.options import (
     CNNS,
     OPTIMIZERS,
@@ -34,6 +33,7 @@ from ntkit.cli.options import (
     vacant_run,
 )
 from ntkit.cli.ranges import AttackSteps, Count, Integers, Rate, Time
+from ntkit.cli.refusals import check_gram, check_network
 from ntkit.cli.tables import finish
 from ntkit.data import Preprocessing, Split, of_pixels, one_hot
 from ntkit.kernels import Kernel

@@ -19,7 +19,6 @@ import tyro
 from ntkit import distill, plot
 from ntkit.attacks import Attack
 from ntkit.cli.distributed import DISTRIBUTED, DistributedOptions
-from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
     AdversaryOptions,
     DataOptions,
@@ -39,13 +38,14 @@ from ntkit.cli.options import (
     vacant_run,
 )
 from ntkit.cli.ranges import Count, Integers, Rate, Time
-from ntkit.cli.robustness import (
+from ntkit.cli.refusals import check_gram
+from ntkit.cli.tables import finish
+from ntkit.cli.under_attack import (
     ROBUSTNESS,
     RobustnessOptions,
     robustness,
     robustness_networks,
 )
-from ntkit.cli.tables import finish
 from ntkit.data import Split
 from ntkit.distill import Distilled, compare_with_real
 from ntkit.kernels import Kernel

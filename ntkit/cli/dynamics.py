@@ -12,7 +12,6 @@ import numpy as np
 
 from ntkit import data, networks, plot
 from ntkit.attacks import PGD, Attack
-from ntkit.cli.memory import check_gram, check_network
 from ntkit.cli.options import (
     ADVERSARIES,
     CNNS,
@@ -33,6 +32,7 @@ from ntkit.cli.options import (
     vacant_run,
 )
 from ntkit.cli.ranges import Count, Integers, Rate, TrainingSteps
+from ntkit.cli.refusals import check_gram, check_network
 from ntkit.cli.tables import finish
 from ntkit.data import Split, of_pixels, one_hot
 from ntkit.distill.attacked import PGD_STEPS

@@ -11,7 +11,6 @@ import jax
 import tyro
 
 from ntkit import data, regression
-from ntkit.cli.memory import check_network
 from ntkit.cli.options import (
     CNNS,
     BallOptions,
@@ -29,6 +28,7 @@ from ntkit.cli.options import (
     with_hyper_parameters,
 )
 from ntkit.cli.ranges import Count, Integers, Rate, TrainingSteps
+from ntkit.cli.refusals import check_network
 from ntkit.cli.tables import print_tables
 from ntkit.data import Split
 from ntkit.distill import Distilled, UnderAttack, herded, judge

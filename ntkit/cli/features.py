@@ -11,7 +11,6 @@ import numpy as np
 
 from ntkit import features, plot
 from ntkit._checks import check_integer
-from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
     BallOptions,
     DataOptions,
@@ -26,6 +25,7 @@ from ntkit.cli.options import (
     vacant_run,
 )
 from ntkit.cli.ranges import Count
+from ntkit.cli.refusals import check_gram
 from ntkit.cli.tables import finish
 from ntkit.data import Split, of_pixels, one_hot
 

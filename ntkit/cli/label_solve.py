@@ -12,7 +12,6 @@ import tyro
 from ntkit import distill
 from ntkit.cli.distill import compared, finish_set
 from ntkit.cli.distributed import DISTRIBUTED, DistributedOptions
-from ntkit.cli.memory import check_gram
 from ntkit.cli.options import (
     DataOptions,
     RegressionOptions,
@@ -25,6 +24,7 @@ from ntkit.cli.options import (
     vacant_run,
 )
 from ntkit.cli.ranges import Count
+from ntkit.cli.refusals import check_gram
 from ntkit.distill.support import initial_support
 
 

@@ -11,9 +11,9 @@ import ntkit
 from ntkit import networks
 from ntkit._checks import check_integer
 from ntkit.architectures import check_image_shape
-from ntkit.cli.memory import check_gram, check_network
 from ntkit.cli.options import CNNS, DataOptions, RunOptions, config_of, make_key, new_run, prepare, vacant_run
 from ntkit.cli.ranges import Count, Integers, Rate
+from ntkit.cli.refusals import check_gram, check_network
 from ntkit.cli.tables import finish
 from ntkit.data import Split
 from ntkit.networks.training import Module

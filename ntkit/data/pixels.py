@@ -11,7 +11,7 @@ from ntkit._checks import check_callable, wrong
 from ntkit._pytrees import as_pytree, pytree_dataclass
 from ntkit.data.preprocess import Preprocessing
 from ntkit.kernels.base import Kernel, check_kernel
-from ntkit.kernels.pixels import PixelKernel, Transform
+from ntkit.kernels.preprocessed import PixelKernel, Transform
 
 
 @overload

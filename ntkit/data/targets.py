@@ -25,6 +25,8 @@ from ntkit.data.checks import check_labels
 
 # Of outputs and targets, each (n, outputs); a scalar.
 Loss: TypeAlias = Callable[[Array, Array], Array]
+# Makes a gap of 1 between two classes a likelihood ratio of e¹⁰.
+TEMPERATURE = 0.1
 
 
 def one_hot(labels: Int[ArrayLike, " n"], num_classes: int, *, centred: bool = True) -> Float[Array, "n classes"]:
@@ -84,6 +86,24 @@ def mse(outputs: Float[Array, "n outputs"], targets: Float[Array, "n outputs"]) 
     The loss of KIP, eq. 7 of Nguyen, Chen, Lee 2021 (arXiv:2011.00050), per target.
     """
     return 0.5 * jnp.mean(squared_errors(outputs, targets))
+
+
+def cross_entropy(
+    predictions: Float[Array, "n classes"], targets: Float[Array, "n classes"], *, temperature: ArrayLike = TEMPERATURE
+) -> Float[Array, ""]:
+    """Softmax cross-entropy of predictions / temperature against the class with the largest target.
+
+    **Arguments:**
+
+    - `predictions`: outputs of a kernel predictor, on the scale of the targets (about 1 from class to class).
+    - `targets`: one-hot targets, centred or not.
+    - `temperature`: above 0; 0.1 makes a gap of 1 between two classes a likelihood ratio of e¹⁰. It may be traced.
+    """
+    return jnp.mean(cross_entropies(predictions, classes_of(targets), temperature=temperature))
+
+
+# Of kernel predictors.
+LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": cross_entropy}
 
 
 def check_loss(loss: str | Loss, losses: Mapping[str, Loss], outputs: int, dtype: np.dtype) -> Loss:

@@ -1,6 +1,6 @@
 """Data set distillation: learners, Label Solve, and the sets that they make."""
 
-from ntkit.data.targets import mse
+from ntkit.data.targets import cross_entropy, mse
 from ntkit.distill.attacked import UnderAttack
 from ntkit.distill.boosting import boost
 from ntkit.distill.comparison import compare_with_real
@@ -11,7 +11,6 @@ from ntkit.distill.kip import KIP
 from ntkit.distill.label_solve import label_solve
 from ntkit.distill.learner import Learner
 from ntkit.distill.learning import Support, Targets, distill
-from ntkit.distill.losses import cross_entropy
 from ntkit.distill.rat_bptt import RaTBPTT
 from ntkit.distill.rcig import RCIG
 from ntkit.distill.rfad import RFAD

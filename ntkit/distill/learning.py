@@ -19,11 +19,10 @@ from ntkit._pytrees import pytree_dataclass, static_field
 from ntkit.attacks.balls import like
 from ntkit.attacks.pipeline import Adversary, Augment, Pipeline
 from ntkit.data import Preprocessing, one_hot
-from ntkit.data.targets import Loss, check_loss
+from ntkit.data.targets import LOSSES, TEMPERATURE, Loss, check_loss, cross_entropy
 from ntkit.distill.batches import ClassIndex
 from ntkit.distill.distilled import Distilled
 from ntkit.distill.learner import Learner, check_learner
-from ntkit.distill.losses import LOSSES, TEMPERATURE, cross_entropy
 from ntkit.distill.support import Init, check_data_set, initial_support
 from ntkit.networks.optimizers import adam, updated
 from ntkit.runs import Method, Session, iterate

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ntkit._checks import check_batch, check_flag, check_integer, check_path, traced
 from ntkit.grams import identity
-from ntkit.grams.devices import Inputs, Round, on_mesh, on_one_device
+from ntkit.grams.rounds import Inputs, Round, on_mesh, on_one_device
 from ntkit.grams.store import Store
 from ntkit.grams.tiles import Tile, Tiling, cut
 from ntkit.kernels import Kernel, memory

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ntkit.kernels.blocks import balanced
+from ntkit.kernels.pairs import balanced
 
 
 class Tile(NamedTuple):

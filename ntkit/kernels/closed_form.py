@@ -22,8 +22,8 @@ from ntkit.architectures import (
     layer_name,
 )
 from ntkit.kernels.base import Kernel
-from ntkit.kernels.blocks import in_blocks
 from ntkit.kernels.fused import FusedKernel, supports
+from ntkit.kernels.pairs import in_blocks
 from ntkit.kernels.stax import Get
 
 Engine: TypeAlias = Literal["auto", "fused", "neural_tangents"]

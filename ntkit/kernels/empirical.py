@@ -19,8 +19,8 @@ from ntkit._pytrees import ByIdentity, Partly, pytree_dataclass, static_field, t
 from ntkit.kernels import memory
 from ntkit.kernels._tangents import Factors, Tangents, tangents
 from ntkit.kernels.base import Kernel
-from ntkit.kernels.blocks import balanced, divided, each, rectangle, triangle
 from ntkit.kernels.inputs import check_columns, check_inputs, check_pair
+from ntkit.kernels.pairs import balanced, divided, each, rectangle, triangle
 
 # A pass of an input for one column of a product takes as long as this many pairs. Measured: 40 to 220.
 PASS = 150

@@ -14,7 +14,7 @@ from ntkit._checks import check_callable, check_outputs
 from ntkit._pytrees import Partly, pytree_dataclass, static, static_field, traceable
 from ntkit.kernels import memory
 from ntkit.kernels.base import Kernel
-from ntkit.kernels.blocks import each
+from ntkit.kernels.pairs import each
 from ntkit.kernels.tiled import matmul
 
 

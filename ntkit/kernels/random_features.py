@@ -39,8 +39,8 @@ from ntkit.architectures import (
     check_image_shape,
 )
 from ntkit.kernels import memory
-from ntkit.kernels.blocks import each
 from ntkit.kernels.finite import FeatureKernel
+from ntkit.kernels.pairs import each
 from ntkit.kernels.stax import Get
 
 # Gives standard normal numbers of a shape.

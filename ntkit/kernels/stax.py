@@ -15,7 +15,7 @@ from jaxtyping import Array
 from ntkit._checks import check_callable, check_choice, wrong
 from ntkit._pytrees import pytree_dataclass, static_field
 from ntkit.kernels.base import Kernel
-from ntkit.kernels.blocks import in_blocks
+from ntkit.kernels.pairs import in_blocks
 
 Get: TypeAlias = Literal["ntk", "nngp"]
 KERNEL_FN = "a stax kernel function of (x1, x2, get), the third of (init_fn, apply_fn, kernel_fn)"

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ntkit.kernels.blocks import balanced
 from ntkit.kernels.memory import pairs_at_once
+from ntkit.kernels.pairs import balanced
 
 
 def product(

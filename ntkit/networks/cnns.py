@@ -43,7 +43,7 @@ def standard_convnet(num_outputs: int, *, width: int = 128, depth: int = 3) -> n
 
     **Raises:** `ValueError` that names the argument.
     """
-    from ntkit.networks._flax import NormalizedCNN
+    from ntkit.networks._modules import NormalizedCNN
 
     depth, width = check_integer("depth", depth, 1, 10), check_integer("width", width)
     return NormalizedCNN(depth, width, check_integer("num_outputs", num_outputs))
@@ -84,7 +84,7 @@ def resnet18(num_outputs: int, *, width: int = 64) -> nn.Module:
 
     **Returns** and **Raises:** as in [`simple_cnn`][].
     """
-    from ntkit.networks._flax import ResNet18
+    from ntkit.networks._modules import ResNet18
 
     num_outputs, width = check_integer("num_outputs", num_outputs), check_integer("width", width)
     return ResNet18(width, num_outputs)
@@ -99,7 +99,7 @@ def _cnn(
     width: int,
 ) -> nn.Module:
     """Give a network of stages of convolutions (channels, window), scaled to `width` channels in the first."""
-    from ntkit.networks._flax import CNN  # flax costs most of a second to import: only who asks for it pays
+    from ntkit.networks._modules import CNN  # flax costs most of a second to import: only who asks for it pays
 
     num_outputs, width = check_integer("num_outputs", num_outputs), check_integer("width", width)
 

@@ -33,7 +33,7 @@ from ntkit.attacks.losses import fooled
 from ntkit.attacks.pipeline import Adversary, Augment, Pipeline
 from ntkit.data import check_images
 from ntkit.data.pixels import PixelModule
-from ntkit.data.targets import Loss, check_loss, classes_of, cross_entropies, mse
+from ntkit.data.targets import Loss, check_loss, classes_of, cross_entropy, mse
 from ntkit.networks.optimizers import adam, updated
 from ntkit.runs import Method, Session, iterate
 from ntkit.runs.session import check_session
@@ -324,11 +324,7 @@ def _batch(key: Array, step: Array, n: int, size: int) -> Array:
     return lax.dynamic_slice(order, (step % batches * size,), (size,))
 
 
-def _cross_entropy(outputs: Array, targets: Array) -> Array:
-    return jnp.mean(cross_entropies(outputs, classes_of(targets)))
-
-
-_LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": _cross_entropy}
+_LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": functools.partial(cross_entropy, temperature=1.0)}
 
 
 def check_network(name: str, network: object) -> TrainedNetwork:

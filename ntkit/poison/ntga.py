@@ -15,9 +15,8 @@ from ntkit._pytrees import pytree_dataclass, static_field
 from ntkit.attacks.balls import Ball, check_ball
 from ntkit.data import Preprocessing, check_labels, one_hot
 from ntkit.data.preprocess import check_preprocessing
-from ntkit.data.targets import Loss, check_loss
+from ntkit.data.targets import LOSSES, Loss, check_loss
 from ntkit.distill.batches import ClassIndex
-from ntkit.distill.losses import LOSSES
 from ntkit.distill.support import check_data_set, in_jax_precision
 from ntkit.kernels import Kernel
 from ntkit.kernels.base import check_kernel

@@ -16,8 +16,8 @@ from ntkit.cli.dynamics import Dynamics
 from ntkit.cli.evaluate import Evaluate
 from ntkit.cli.features import Features
 from ntkit.cli.label_solve import LabelSolve
-from ntkit.cli.robustness import RobustnessOptions
 from ntkit.cli.score import Score
+from ntkit.cli.under_attack import RobustnessOptions
 from ntkit.data import Split
 from tests.cli.command import status
 

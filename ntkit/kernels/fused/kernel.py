@@ -21,7 +21,7 @@ from ntkit.architectures import (
     Layer,
     check_image_shape,
 )
-from ntkit.kernels import blocks, memory
+from ntkit.kernels import memory, pairs
 from ntkit.kernels.base import Kernel
 from ntkit.kernels.fused import first_stage, near
 from ntkit.kernels.fused.covariances import Batch, kernel, variances
@@ -85,7 +85,7 @@ class FusedKernel(Kernel):
             def own(batch: Batch) -> Array:
                 return block(batch, batch, True)
 
-            values = blocks.triangle(block, batch, self._diagonal(batch, plan, most), side, own)
+            values = pairs.triangle(block, batch, self._diagonal(batch, plan, most), side, own)
             if most is None or batch.inverse is None:
                 return values
             values = self._mended(plan, values, batch, batch, same=True)
@@ -94,9 +94,9 @@ class FusedKernel(Kernel):
         first, second = self._batches(x1, x2, most)
         # The second images are the ones that are moved: fewer of them cost less.
         if most is not None and len(x1) < len(x2):
-            values = blocks.rectangle(block, second, first, _sides(len(x2), len(x1), most)).T
+            values = pairs.rectangle(block, second, first, _sides(len(x2), len(x1), most)).T
         else:
-            values = blocks.rectangle(block, first, second, _sides(len(x1), len(x2), most))
+            values = pairs.rectangle(block, first, second, _sides(len(x1), len(x2), most))
         return values if most is None else self._mended(plan, values, first, second, same=False)
 
     def gram_diagonal(self, x: Array) -> Array:
@@ -122,7 +122,7 @@ class FusedKernel(Kernel):
         def own(batch: Batch) -> Array:
             return kernel(self._recursion, plan, _down(batch), _down(batch), same=True)[:, 0]
 
-        return blocks.each(own, batch, len(batch.images) if most is None else most)
+        return pairs.each(own, batch, len(batch.images) if most is None else most)
 
     @property
     def _recursion(self) -> Recursion:
@@ -150,7 +150,7 @@ class FusedKernel(Kernel):
             found = variances(self._recursion, layers, before, images[:, None])
             return jax.tree.map(lambda a: a[:, 0], found)
 
-        found = blocks.each(own, images, len(images) if most is None else most)
+        found = pairs.each(own, images, len(images) if most is None else most)
         mended = near.way(self._stages(images), images) is not None and not _few(images)
         return Batch(images, found, near.inverse_lengths(images) if mended else None)
 

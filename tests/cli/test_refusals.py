@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import ntkit
-from ntkit.cli import memory
+from ntkit.cli import refusals
 from tests.cli.command import check_one_line
 
 REFUSED = {
@@ -19,7 +19,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("command", REFUSED)
 def test_what_memory_cannot_hold_is_refused(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "_memory", lambda: 2**34)
+    monkeypatch.setattr(refusals, "_memory", lambda: 2**34)
     name, options = command.split(maxsplit=1)
     check_one_line(name, f"{options} --out {tmp_path / 'run'}", REFUSED[command], capsys)
     assert not (tmp_path / "run").exists()
@@ -30,15 +30,15 @@ def test_a_network_that_fits_exactly(monkeypatch):
     variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     # Itself, its gradient and Adam's two moments.
     taken = 4 * 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
-    monkeypatch.setattr(memory, "_memory", lambda: taken)
-    memory.check_network("width", 64, module, (8, 8, 1))
-    monkeypatch.setattr(memory, "_memory", lambda: taken - 1)
+    monkeypatch.setattr(refusals, "_memory", lambda: taken)
+    refusals.check_network("width", 64, module, (8, 8, 1))
+    monkeypatch.setattr(refusals, "_memory", lambda: taken - 1)
     with pytest.raises(ValueError, match=r"^width: got 64, expected less: it takes"):
-        memory.check_network("width", 64, module, (8, 8, 1))
+        refusals.check_network("width", 64, module, (8, 8, 1))
 
 
 def test_this_machine_says_how_much_it_has():
-    assert memory._memory() > 2**28
+    assert refusals._memory() > 2**28
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("RESOURCE_EXHAUSTED: no room\nand more")])

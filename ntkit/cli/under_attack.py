@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from ntkit.attacks import Attack
-from ntkit.cli.memory import check_network
 from ntkit.cli.options import CNNS, NetworkName, Prepared, make_network
 from ntkit.cli.ranges import Count, Rate, TrainingSteps
+from ntkit.cli.refusals import check_network
 from ntkit.data import Split
 from ntkit.distill import Distilled, robustness_of_sets
 from ntkit.kernels import Kernel
