@@ -4,7 +4,7 @@
 """
 
 from ntkit import _neural_tangents as _neural_tangents
-from ntkit import attacks, data, distill, features, networks, poison, regression, runs
+from ntkit import attacks, data, distill, features, gp, networks, poison, regression, runs
 from ntkit._pytrees import pytree_dataclass, static_field
 from ntkit.architectures import Architecture, conv, convnet, fc, myrtle
 from ntkit.grams import gram
@@ -23,6 +23,7 @@ __all__ = [
     "fc",
     "features",
     "from_stax",
+    "gp",
     "gram",
     "load",
     "myrtle",

@@ -201,7 +201,7 @@ def fit(
     if not traced(solution.weights):
         _check_finite("fit", solution.weights)
         found = operator.dense() if isinstance(solver, Cholesky) else operator.diagonal()
-        _warn_of_rounding("fit", kernel, x, y, found, solution.weights)
+        check_rounding("fit", kernel, x, y, found, solution.weights)
     if not traced(solution.ridge, ridge):
         warn_of_ridge(float(np.asarray(ridge)), float(solution.ridge))
     return Predictor(kernel, x, solution.weights, solution.ridge, solution.report)
@@ -238,17 +238,17 @@ def flow(
         _, normal, targets = _equations(kernel, x, y, Primal())
 
         def flowed(gram: Array) -> Array:
-            return _flow_for(gram, normal.cross, time, learning_rate, targets.size)[0]
+            return flowed_weights(gram, normal.cross, time, learning_rate, targets.size)[0]
 
         predictor = FeaturePredictor(kernel, flowed(normal.gram), jnp.zeros((), normal.gram.dtype))
         _check_features("flow", predictor, normal, targets, flowed)
         return predictor
     x, y = check_training_set(x, y)
     gram = gram_in_blocks(kernel, x)
-    weights, dropped = _flow_for(gram, y, time, learning_rate, y.size)
+    weights, dropped = flowed_weights(gram, y, time, learning_rate, y.size)
     if not traced(weights):
         _check_finite("flow", weights)
-        _warn_of_rounding("flow", kernel, x, y, gram, weights, float(dropped))
+        check_rounding("flow", kernel, x, y, gram, weights, float(dropped))
     zero = jnp.zeros((), gram.dtype)
     if kernel.has_features:
         return FeaturePredictor(kernel, matmul(kernel.features(x).T, weights), zero)
@@ -319,7 +319,9 @@ def _check_features(
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _flow_for(gram: Array, y: Array, time: ArrayLike, learning_rate: ArrayLike, targets: int) -> tuple[Array, Array]:
+def flowed_weights(
+    gram: Array, y: Array, time: ArrayLike, learning_rate: ArrayLike, targets: int
+) -> tuple[Array, Array]:
     """Give the weights after a time, and the part of the targets that the flow may have learned and rounding hides.
 
     Compiled: else jax_debug_infs would see each step on the way to infinity.
@@ -331,7 +333,7 @@ def _flow_for(gram: Array, y: Array, time: ArrayLike, learning_rate: ArrayLike, 
     return jnp.where(solvable, weights, jnp.nan), left
 
 
-def _warn_of_rounding(
+def check_rounding(
     what: str, kernel: Kernel, x: Array, y: Array, gram: Array | np.ndarray, weights: Array, dropped: float = 0.0
 ) -> None:
     """Warn if this precision does not resolve a model. `gram`: K, or its diagonal alone."""

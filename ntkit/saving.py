@@ -85,7 +85,7 @@ def load(path: str | os.PathLike[str], *, classes: Sequence[type] = ()) -> Any:
 @functools.cache
 def _own_classes() -> Mapping[str, type]:
     """The classes that a file may name. Imported here: some of them take a while."""
-    from ntkit import architectures, data, features, kernels, networks, regression
+    from ntkit import architectures, data, features, gp, kernels, networks, regression
     from ntkit._flax import Network
     from ntkit.data.pixels import PixelModel, PixelModule
     from ntkit.kernels.closed_form import NeuralTangentsKernel
@@ -100,6 +100,7 @@ def _own_classes() -> Mapping[str, type]:
         *(FusedKernel, NeuralTangentsKernel, RandomFeatures, PixelKernel, kernels.Sum, kernels.Product, kernels.Scaled),
         *(data.Identity, data.Standardize, data.ZCA, PixelModel, PixelModule),
         *(regression.Predictor, regression.FeaturePredictor, regression.Report, features.EigenFeatures),
+        *(gp.Posterior, gp.Ensemble),
         *(networks.TrainedNetwork, networks.Linearized, Network, CNN, NormalizedCNN, ResNet18),
     )
     return {_name(each): each for each in own}

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import ntkit
-from ntkit import attacks, data, distill, features, kernels, networks, plot, poison, regression, runs, solvers
+from ntkit import attacks, data, distill, features, gp, kernels, networks, plot, poison, regression, runs, solvers
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -28,6 +28,7 @@ ARCHITECTURE = ntkit.fc(1, width=4)
 KERNEL = ntkit.ntk(ARCHITECTURE)
 SAMPLED = ntkit.random_features(ARCHITECTURE, key=KEY)
 PREDICTOR = regression.fit(KERNEL, X, Y, 1e-2)
+POSTERIOR = gp.condition(KERNEL, X, Y, 1e-2)
 FEATURES = features.eigenfeatures(KERNEL, X, Y)
 BALL = attacks.Linf(0.1)
 SWEEP = features.Sweep(*(np.linspace(0.1, 0.9, len(FEATURES)) for _ in range(5)))
@@ -103,6 +104,20 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "fit over a mesh": (functools.partial(regression.fit, KERNEL, X, Y, solver=regression.CG()), {"mesh": MESH}),
     "flow": (regression.flow, FITTED | {"time": 1.0, "learning_rate": 1.0}),
+    "condition": (gp.condition, FITTED | {"noise": 0.1}),
+    "log_marginal_likelihood": (gp.log_marginal_likelihood, FITTED | {"noise": 0.1}),
+    "maximize": (
+        gp.maximize,
+        FITTED | {"noise": 0.1, "key": KEY, "starts": 1, "within": 2.0, "steps": 1, "optimizer": optax.sgd(0.1)},
+    ),
+    "ensemble": (
+        gp.ensemble,
+        {"ntk": KERNEL, "nngp": KERNEL, "x": X, "y": Y, "time": 1.0, "learning_rate": 1.0},
+    ),
+    "Process.mean": (POSTERIOR.mean, {"x": X}),
+    "Process.variance": (POSTERIOR.variance, {"x": X}),
+    "Process.covariance": (POSTERIOR.covariance, {"x1": X, "x2": X}),
+    "Process.sample": (POSTERIOR.sample, {"x": X, "key": KEY, "count": 1}),
     "solve": (regression.solve, {"gram": np.float32(GRAM), "y": Y, "ridge": 0.1}),
     "accuracy": (data.accuracy, {"model": PREDICTOR, "x": X, "labels": LABELS, "batch_size": 6}),
     "Predictor": (PREDICTOR, {"x": X}),
@@ -471,6 +486,7 @@ SLOW = (
     "UnderAttack.cells",
     "rank_networks",
     "spectrum_parts",
+    "maximize",
 )
 
 
@@ -489,7 +505,7 @@ def test_bad_arguments_are_named(name: str) -> None:
 # Values without checks of their own, or made by others: results, warnings, protocols, and what stands for a part.
 NOT_CALLED = {
     *("Architecture", "Kernel", "Sum", "Product", "Scaled", "Predictor", "Cholesky", "Preprocessing", "ZCA"),
-    *("FeatureKernel", "FeaturePredictor", "Learner"),
+    *("FeatureKernel", "FeaturePredictor", "Learner", "Posterior", "Ensemble", "LeaveOneOut", "Maximum"),
     *("Attack", "Task", "Goal", "ascent", "shrinking_loop"),
     *("EmpiricalNTK", "EigenFeatures", "Ball", "Evaluation", "Measure", "Scores", "Sweep", "Report", "Solution"),
     *("Convergence", "Linearization", "Linearized", "Rotation", "TrainedNetwork", "Solver", "Operator", "InMemory"),
@@ -500,7 +516,7 @@ NOT_CALLED = {
 
 
 def test_every_public_function_is_called() -> None:
-    rooms = (ntkit, attacks, data, distill, features, kernels, networks, poison, regression, runs, solvers)
+    rooms = (ntkit, attacks, data, distill, features, gp, kernels, networks, poison, regression, runs, solvers)
     public = {name for room in rooms for name in room.__all__ if callable(getattr(room, name))}
     public = {name for name in public if not name.endswith("Warning")}
     assert public - NOT_CALLED - {name.split("(")[0].split(".")[0] for name in CALLS} == set()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import ntkit
-from ntkit import data, features, networks, regression
+from ntkit import data, features, gp, networks, regression
 from tests import flat
 from tests.precision import in_double
 
@@ -44,6 +44,8 @@ def trained(module, **options):
 MODELS = {
     "fit": lambda: regression.fit(FC, X, Y, 1e-3),
     "flow": lambda: regression.flow(FC + 0.5 * FC * CONV, X, Y, 3.0),
+    "posterior": lambda: gp.condition(FC, X, Y, 1e-3),
+    "ensemble": lambda: gp.ensemble(FC, CONV, X, Y, 3.0),
     "of pixels": lambda: regression.fit(data.of_pixels(CONV, ZCA), X, Y),
     "preprocessed": lambda: data.of_pixels(regression.fit(FC, X, Y), data.Standardize.fit(X)),
     "cg": lambda: regression.fit(FC, X, Y, 1e-2, solver=regression.CG(1e-3)),

@@ -45,16 +45,11 @@ def solve(
         raise ValueError(f"gram: got shape {gram.shape}, expected a square")
     y = jnp.asarray(check_targets("y", y, len(gram)))
     ridge = jnp.asarray(check_scalar("ridge", ridge), gram.dtype)
-    n = gram.shape[0]
-
-    def regularized(matrix: Array, relative: Array) -> Array:
-        return matrix + relative * (jnp.trace(matrix) / n) * jnp.eye(n, dtype=matrix.dtype)
-
     # What decides how much ridge is needed is not differentiated, only the solution at that ridge.
     constant = lax.stop_gradient(gram)
-    factor, used = _factorize(lambda relative: regularized(constant, relative), lax.stop_gradient(ridge), constant)
+    factor, used = factorized(constant, lax.stop_gradient(ridge))
     used = jnp.where(used == ridge, ridge, used)
-    matrix = regularized(gram, used)
+    matrix = _regularized(gram, used)
 
     def solved(product: Callable[[Array], Array], b: Array) -> Array:
         # Refined once: what the factorization rounds, a sum of n terms for each number, is most of the error.
@@ -72,8 +67,8 @@ def solve(
 _RETRIES = 10
 
 
-def _factorize(regularized: Callable[[Array], Array], ridge: Array, gram: Array) -> tuple[Array, Array]:
-    """Give the first Cholesky factor that exists for `ridge`, 10 · `ridge`, …, and the ridge it took."""
+def factorized(gram: Float[Array, "n n"], ridge: Float[Array, ""]) -> tuple[Float[Array, "n n"], Float[Array, ""]]:
+    """Give the first Cholesky factor that exists for `ridge`, 10 · `ridge`, …, and the relative ridge it took."""
     smallest = jnp.asarray(jnp.finfo(ridge.dtype).eps, ridge.dtype)
     solvable = jnp.all(jnp.isfinite(gram))
 
@@ -84,11 +79,16 @@ def _factorize(regularized: Callable[[Array], Array], ridge: Array, gram: Array)
     def retry(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         _, relative, tries = state
         relative = jnp.maximum(10 * relative, smallest)
-        return jnp.linalg.cholesky(regularized(relative)), relative, tries + 1
+        return jnp.linalg.cholesky(_regularized(gram, relative)), relative, tries + 1
 
-    first = (jnp.linalg.cholesky(regularized(ridge)), ridge, jnp.zeros((), jnp.int32))
+    first = (jnp.linalg.cholesky(_regularized(gram, ridge)), ridge, jnp.zeros((), jnp.int32))
     factor, used, _ = lax.while_loop(failed, retry, first)
     return factor, used
+
+
+def _regularized(gram: Array, relative: Array) -> Array:
+    n = len(gram)
+    return gram + relative * (jnp.trace(gram) / n) * jnp.eye(n, dtype=gram.dtype)
 
 
 _solve = jax.jit(solve)

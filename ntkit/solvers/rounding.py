@@ -63,6 +63,18 @@ def warn_of_rounding(what: str, error: float, dtype: np.dtype) -> None:
         )
 
 
+def warn_of_rounding_of_variances(what: str, error: float, dtype: np.dtype) -> None:
+    """Warn if the estimated error of variances, relative to their own size, is worth a word."""
+    if error > WORTH_A_WORD:
+        advice = "" if dtype == np.float64 else ", or double precision: jax.config.update('jax_enable_x64', True)"
+        warnings.warn(
+            f"{what}: {dtype} does not resolve this: rounding may change a variance by {min(error, 1.0):.2g} of itself "
+            f"or more, where the data leave little of it. A larger noise avoids it{advice}",
+            RoundingWarning,
+            stacklevel=3,
+        )
+
+
 def _in_targets(weights: Array, y: Array) -> Array:
     """Give weights in units of each output's largest target."""
     largest = jnp.max(jnp.abs(y), axis=0)
