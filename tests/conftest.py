@@ -1,3 +1,4 @@
+import gc
 import itertools
 import os
 import signal
@@ -41,6 +42,11 @@ KEPT = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
     "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
 }
+
+# Where in Python each operation comes from would be looked up for all of them, and is in no test's messages.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+# Most of what tracing makes lives long, and collecting garbage goes through all of it.
+gc.set_threshold(100_000, 50, 100)
 
 # Under nohup it is ignored, and so it would be in all that tests start to send it to.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
