@@ -487,6 +487,8 @@ SLOW = (
     "rank_networks",
     "spectrum_parts",
     "maximize",
+    "excess_risks",
+    "exact_set",
 )
 
 

@@ -198,7 +198,9 @@ def check_derivatives(compiled, parameters, step=1e-5) -> None:
 OCTAHEDRON = np.concatenate([np.eye(3), -np.eye(3)])
 
 
-@pytest.mark.parametrize("kernel", [Gaussian(0.3), RELU], ids=["gaussian", "relu"])
+@pytest.mark.parametrize(
+    "kernel", [Gaussian(0.3), pytest.param(RELU, marks=pytest.mark.slow)], ids=["gaussian", "relu"]
+)
 def test_derivatives_of_fit(kernel, x64: None) -> None:
     """In the support inputs, the targets, the ridge, and the hyper-parameters of the kernel."""
     check_derivatives(fitted, {"kernel": kernel, "x": X, "y": Y, "ridge": 0.05})

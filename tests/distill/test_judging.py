@@ -71,6 +71,7 @@ def test_with_and_without_augmentation():
     assert [row["augmented"] for row in rows] == ["no", "yes"]
 
 
+@pytest.mark.slow
 def test_networks_under_attack():
     ball = attacks.Linf(0.5, bounds=(-10, 10))
     preprocessing = data.Standardize.fit(TEST.images)

@@ -29,7 +29,7 @@ def rat(learner=LEARNER, **options):
     )
 
 
-@pytest.mark.parametrize("window", [5, 2])
+@pytest.mark.parametrize("window", [pytest.param(5, marks=pytest.mark.slow), 2])
 def test_the_gradient_is_that_of_the_window(window, x64):
     """Plain unrolling where the window is all; else with what comes before as a constant."""
     images = IMAGES.astype(np.float64)
@@ -70,6 +70,7 @@ def test_the_gradient_is_that_of_the_window(window, x64):
     assert np.abs(slopes[0]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path):
     options = {"steps": 8, "targets": distill.Targets(batch=12), "adversary": attacks.FGSM(attacks.Linf(0.1))}
     options["images"] = images = np.clip(IMAGES / 8 + 0.5, 0, 1)

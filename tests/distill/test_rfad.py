@@ -103,6 +103,7 @@ def test_interrupted_and_resumed_equals_undisturbed(architecture, tmp_path):
     check_resumption(functools.partial(rfad, learner, **options), images, tmp_path)
 
 
+@pytest.mark.slow
 def test_with_everything_beside_it():
     """An adversary in pixels, augmentation, support batches, two networks of the tangent kernel."""
     learner = distill.RFAD(ntkit.conv(1), width=6, networks=2, get="ntk")

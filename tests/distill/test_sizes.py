@@ -82,6 +82,7 @@ def test_bad_arguments():
         distill.degrees_of_freedom(np.ones((2, 3)))
 
 
+@pytest.mark.slow
 def test_excess_risks_and_their_bound():
     result = distill.excess_risks(ntkit.fc(1), IMAGES, TARGETS, widths=[4, 30, 400], key=KEY, ridge=0.03)
     rows = result.tables["sizes"]

@@ -26,6 +26,7 @@ def test_fgsm_steps_against_it() -> None:
     np.testing.assert_array_equal(np.sign(moved - x)[inside], -np.sign(gradient)[inside])
 
 
+@pytest.mark.slow
 def test_is_drawn() -> None:
     x, labels = data(4)
     found = features.eigenfeatures(KERNEL, x, one_hot(labels, 3))

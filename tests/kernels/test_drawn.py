@@ -44,6 +44,7 @@ def refused(*layers: Layer) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_what_is_refused() -> None:
     """All networks of one or two hidden layers, and some of more."""
     rng = np.random.default_rng(0)

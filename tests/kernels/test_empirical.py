@@ -94,7 +94,7 @@ def close(found, expected, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(np.asarray(expected)).max())
 
 
-SLOW = ("usual", "simple_cnn", "convnet")
+SLOW = ("usual", "simple_cnn", "convnet", "fc")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in networks()])

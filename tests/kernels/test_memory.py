@@ -14,8 +14,12 @@ ARCHITECTURE = ntkit.convnet(1)
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: ntkit.ntk(ARCHITECTURE, engine="neural_tangents"), lambda: ntkit.from_stax(ARCHITECTURE.stax()[2])],
-    ids=["architecture", "stax"],
+    [
+        pytest.param(
+            lambda: ntkit.ntk(ARCHITECTURE, engine="neural_tangents"), id="architecture", marks=pytest.mark.slow
+        ),
+        pytest.param(lambda: ntkit.from_stax(ARCHITECTURE.stax()[2]), id="stax"),
+    ],
 )
 @pytest.mark.parametrize("pairs", [pytest.param(1, marks=pytest.mark.slow), 60])
 def test_equal_to_one_piece(make, pairs, monkeypatch) -> None:

@@ -37,7 +37,7 @@ def errors(architecture, get, x, width, draws):
 @pytest.mark.parametrize(
     ("name", "get"),
     [
-        pytest.param(name, get, marks=[pytest.mark.slow] if name in ("conv", "convnet") and get == "ntk" else [])
+        pytest.param(name, get, marks=[pytest.mark.slow] if name == "conv" or (name, get) == ("convnet", "ntk") else [])
         for name in ARCHITECTURES
         for get in EXACT
     ],
@@ -61,6 +61,7 @@ def test_one_hidden_layer_is_unbiased(get):
     assert np.abs(deviations).max() < 4
 
 
+@pytest.mark.slow
 def test_several_networks_are_as_one_wider_network():
     kernel = ntkit.random_features(ntkit.convnet(2), key=KEY, width=8, networks=3)
     features = kernel.features(IMAGES)

@@ -65,7 +65,7 @@ def test_any_pair_is_that_of_the_recursion_in_float64(name, get) -> None:
     assert found.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["convnet", "global pool"])
+@pytest.mark.parametrize("name", [pytest.param("convnet", marks=pytest.mark.slow), "global pool"])
 def test_near_images(name) -> None:
     kernel = ntkit.ntk(ARCHITECTURES[name])
     expected = in_float64(kernel, IMAGES)
@@ -94,6 +94,7 @@ def test_what_was_lost_without_it(monkeypatch) -> None:
     assert kernel.loses_angles(IMAGES.shape[1:])
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_recursion(monkeypatch) -> None:
     kernel = ntkit.ntk(ARCHITECTURES["no bias"])
 
