@@ -13,7 +13,7 @@ def code(page: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["index.md", "extend.md"])
+@pytest.mark.parametrize("page", ["index.md", "extend.md", "gp.md"])
 def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "a_page"}
@@ -22,7 +22,7 @@ def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         found = names["found"]
         assert found.clean > 0.9
         assert found.worst <= min(found.robust.values()) < 0.5
-    else:
+    elif page == "extend.md":
         model, again, digits = names["model"], names["again"], names["digits"]
         x = digits.test.images[:5]
         assert (again(x) == model(x)).all()

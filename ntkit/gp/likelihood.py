@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Starts are drawn within this part of the way to the bounds, which are at infinity for the optimizer.
 WITHIN = 0.9
+# Steps without a gain after which an optimizer has come to its end.
+PATIENCE = 3
 
 
 class Maximum(NamedTuple):
@@ -83,7 +85,8 @@ def maximize(
     - `key`: for the starts.
     - `starts`: how many: the first is what is given, the others are drawn between the bounds.
     - `within`: above 1; a hyper-parameter stays above what is given divided by it, and below that times it.
-    - `steps`: of the optimizer, from each start. Each factorizes the covariance, once or a few times.
+    - `steps`: of the optimizer, from each start, at most: it ends where three gain no more than rounding. Each
+      factorizes the covariance, once or a few times.
     - `optimizer`: one of optax; `None`: `optax.lbfgs()`.
 
     **Returns:** a [`Maximum`][ntkit.gp.Maximum].
@@ -144,14 +147,24 @@ def _maximize(
         kernel, noise = problem.at(place, given, fixed)
         return -_log_marginal_likelihood(kernel, x, y, noise)
 
-    def step(state: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], None]:
-        place, inner = state
+    # A line search takes longest where rounding is all that is left to gain.
+    tolerance = jnp.finfo(given.dtype).eps ** 0.75
+
+    def climbs(state: tuple[Array, Any, Array, Array, Array]) -> Array:
+        *_, idle, step = state
+        return (step < problem.steps) & (idle < PATIENCE)
+
+    def step(state: tuple[Array, Any, Array, Array, Array]) -> tuple[Array, Any, Array, Array, Array]:
+        place, inner, before, idle, step = state
         value, gradient = jax.value_and_grad(objective)(place)
         update, inner = updated(optimizer, gradient, inner, place, value, objective)
-        return (place + update, inner), None
+        idles = jnp.abs(before - value) <= tolerance * jnp.maximum(1.0, jnp.abs(value))
+        return place + update, inner, value, jnp.where(idles, idle + 1, 0), step + 1
 
     def climbed(start: Array) -> tuple[Array, Array]:
-        (end, _), _ = lax.scan(step, (start, optimizer.init(start)), None, length=problem.steps)
+        none = jnp.zeros((), jnp.int32)
+        begin = (start, optimizer.init(start), jnp.full((), jnp.inf, given.dtype), none, none)
+        end = lax.while_loop(climbs, step, begin)[0]
         return end, -objective(end)
 
     return lax.map(climbed, starts)
