@@ -37,10 +37,8 @@ class Ensemble(Process):
 
     def variances(self, x: Array) -> tuple[Array, Array]:
         prior = self.nngp.gram_diagonal(x)
-        moved = matmul(self.learned, self.ntk.gram(self.support, x))
-        before = self.nngp.gram(self.support, x)
-        parts = prior, jnp.sum(moved * before, axis=0), jnp.sum(moved * matmul(self.initial, moved), axis=0)
-        variances = jnp.maximum(parts[0] - 2 * parts[1] + parts[2], 0.0)
+        moved, before = self._both(x)
+        variances = jnp.maximum(prior + jnp.sum(moved * (matmul(self.initial, moved) - 2 * before), axis=0), 0.0)
         largest = prior + jnp.sqrt(len(moved)) * (jnp.diagonal(self.initial) @ moved**2)
         eps = jnp.finfo(prior.dtype)
         return variances, eps.eps * largest / (variances + eps.tiny)
@@ -81,7 +79,8 @@ def ensemble(
 
     **Returns:** an [`Ensemble`][ntkit.gp.Ensemble], whose mean is the model that `flow` gives.
 
-    **Warns:** [`RoundingWarning`][ntkit.regression.RoundingWarning] as [`flow`][ntkit.regression.flow].
+    **Warns:** [`RoundingWarning`][ntkit.regression.RoundingWarning] if rounding changes means by an estimated percent of
+    the largest target or more. Not while being traced.
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if a Gram matrix or the targets are not
     finite.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from ntkit.kernels.tiled import matmul
@@ -42,4 +41,4 @@ def _factor_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> 
 
 def solve(lower: Float[Array, "n n"], v: Float[Array, "n m"], *, transposed: bool = False) -> Float[Array, "n m"]:
     """Give L⁻¹ v, or L⁻ᵀ v."""
-    return solve_triangular(lower, v, lower=True, trans=int(transposed))
+    return lax.linalg.triangular_solve(lower, v, left_side=True, lower=True, transpose_a=transposed)

@@ -10,6 +10,7 @@ Written in Pallas for Triton; elsewhere than on a GPU it is interpreted, which i
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def pays() -> bool:
     if capability is None or float(capability[0]) < OLDEST:
         return False
     try:
-        from jax.experimental.pallas import triton  # noqa: F401
+        importlib.import_module("jax.experimental.pallas.triton")
     except ImportError:  # JAX says since 0.12 that it will go
         return False
     return True
