@@ -79,8 +79,8 @@ def ensemble(
 
     **Returns:** an [`Ensemble`][ntkit.gp.Ensemble], whose mean is the model that `flow` gives.
 
-    **Warns:** [`RoundingWarning`][ntkit.regression.RoundingWarning] if rounding changes means by an estimated percent of
-    the largest target or more. Not while being traced.
+    **Warns:** [`RoundingWarning`][ntkit.regression.RoundingWarning] if rounding changes means by an estimated percent
+    of the largest target or more. Not while being traced.
 
     **Raises:** `ValueError` that names the argument; `FloatingPointError` if a Gram matrix or the targets are not
     finite.
